@@ -1,0 +1,45 @@
+"""segzoo: a model zoo of efficient transformers for semantic segmentation.
+
+The public names are resolved on first use, so that `import segzoo` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ._version import __version__
+
+_HOMES = {
+    "create_model": "models",
+    "list_models": "models",
+    "list_pretrained": "models",
+    "load_weights": "models",
+    "model_info": "models",
+    "inference_reduction": "layers.reduction",
+    "reduction_sites": "layers.reduction",
+    "set_inference_reduction": "layers.reduction",
+    "Pool": "layers.reduction",
+    "OverlapPool": "layers.reduction",
+    "Bipartite": "layers.reduction",
+    "Neighbour1d": "layers.reduction",
+    "Neighbour2d": "layers.reduction",
+    "cost": "costing",
+    "predict": "prediction",
+    "Segmentation": "prediction",
+    "SegzooError": "_errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segzoo' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

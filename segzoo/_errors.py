@@ -1,0 +1,13 @@
+"""The one family of errors that segzoo raises for what a user can mend."""
+
+
+class SegzooError(ValueError):
+    """An input, option or file that segzoo refuses; the message names it and the way out."""
+
+
+class WeightsError(SegzooError):
+    """Weights that cannot be found, read, trusted or fitted into the model."""
+
+
+class ImageError(SegzooError):
+    """An image that cannot be read or has a wrong shape, type or size."""

@@ -1,0 +1,22 @@
+"""One file a family, plus the contract (`_base`), the registry, and the weights. Importing registers every family."""
+
+from . import edaformer, eft
+from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ._pretrained import PretrainedCfg
+from ._registry import create_model, list_models, list_pretrained, model_info
+from ._weights import load_weights
+
+__all__ = [
+    "Encoder",
+    "FeaturePyramid",
+    "Model",
+    "PretrainedCfg",
+    "SegmentationModel",
+    "create_model",
+    "edaformer",
+    "eft",
+    "list_models",
+    "list_pretrained",
+    "load_weights",
+    "model_info",
+]

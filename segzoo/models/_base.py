@@ -1,0 +1,259 @@
+"""The contract of a model: what every encoder and every segmentation model of the zoo promises.
+
+Shape suffixes as in `segzoo.layers`: B batch, C channels, H, W map, N tokens, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .._errors import SegzooError
+from ..layers.init import init_weights
+from ..layers.reduction import Plan, set_inference_reduction
+from ..layers.shapes import resize, to_channels_first
+
+if TYPE_CHECKING:
+    from ._pretrained import PretrainedCfg
+    from ._weights import Layout
+
+
+class Model(nn.Module):
+    """What encoders and segmentation models share. `cfg` is the family's frozen config, all of it plain data."""
+
+    key_layouts: ClassVar[Sequence[Layout]] = ()  # official layouts of checkpoints that load_weights understands
+    reduction_presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # plans by name
+    pretrained_cfg: PretrainedCfg | None = None  # the weights row, set by create_model
+    name: str = ""  # registry name, set by create_model
+    head_prefix: ClassVar[str] = "head."  # parameters that learn the task; the rest is the encoder
+    first_conv: ClassVar[str] = ""  # parameter whose input channels are the image's
+
+    def __init__(self, *, cfg: Any):
+        super().__init__()
+        self.cfg = cfg
+        self.num_classes: int = cfg.num_classes
+        self.in_chans: int = cfg.in_chans
+
+    def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
+        """See `segzoo.set_inference_reduction`; a string may name a preset of this family."""
+        return set_inference_reduction(self, plan, during_training=during_training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of storing their activations."""
+        for module in self.modules():
+            if isinstance(module, BlockSequence):
+                module.checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, whose outputs are the classes."""
+        raise NotImplementedError
+
+    def classifier_parameters(self) -> set[str]:
+        """Names of the parameters that exist once a class."""
+        classes = {id(parameter) for parameter in self.get_classifier().parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in classes}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed, beyond norms and biases."""
+        return set()
+
+    def param_groups(
+        self, *, lr: float, weight_decay: float, head_lr_multiplier: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer.
+
+        The encoder's norms and biases are not decayed. Head parameters learn `head_lr_multiplier` times faster and
+        keep weight decay on their norms too, as the official recipes do, where "head" wins over "norm".
+        """
+        skip = self.no_weight_decay()
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            is_head = name.startswith(self.head_prefix)
+            decayed = name not in skip and (is_head or parameter.ndim > 1)
+            key = ("head" if is_head else "encoder") + ("" if decayed else "_no_decay")
+            group = groups.setdefault(
+                key,
+                {
+                    "name": key,
+                    "params": [],
+                    "lr": lr * (head_lr_multiplier if is_head else 1.0),
+                    "weight_decay": weight_decay if decayed else 0.0,
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+
+class Encoder(Model):
+    """A classifier in timm's sense over a pyramid of maps. Subclasses define `forward_features`.
+
+    `feature_info[i]` describes map i: {"num_chs": channels, "reduction": stride, "module": its module's name}.
+    """
+
+    feature_info: list[dict[str, Any]]
+
+    def make_head(self, num_features: int) -> None:
+        """Mean pool + Linear, as PVT v2's; with 0 classes the pooled features come out."""
+        self.num_features = num_features
+        self.head = nn.Linear(num_features, self.num_classes) if self.num_classes > 0 else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh head for `num_classes` classes (0: none); the encoder is untouched."""
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.make_head(self.num_features)
+        self.head.apply(init_weights).to(like)
+
+    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """(B, in_chans, H, W) normalised images -> maps (B, C_i, H_i, W_i), fine to coarse."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        """Maps -> (B, K) class logits, or with `pre_logits` the (B, C) mean of the last map."""
+        pooled_BC = features[-1].mean(dim=(2, 3))
+        return pooled_BC if pre_logits else self.head(pooled_BC)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x_BCHW))
+
+    def forward_train(self, x_BCHW: Tensor) -> dict[str, Any]:
+        return {"scores": self(x_BCHW)}
+
+
+class BlockSequence(nn.Sequential):
+    """Blocks in sequence, optionally recomputed in the backward pass."""
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+class Stage(nn.Module):
+    """One level of a pyramid: patch embedding, blocks, norm. (B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
+
+    def __init__(self, *, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.blocks = BlockSequence(*blocks)
+        self.norm = norm
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return to_channels_first(self.norm(self.blocks(self.patch_embed(x_BCHW))))
+
+
+class PyramidEncoder(Encoder):
+    """Hierarchical transformer of stages at strides 4, 8, 16 and 32 (EFT, MiT)."""
+
+    first_conv = "stages.0.patch_embed.proj.weight"
+
+    def __init__(self, *, cfg: Any, stages: Sequence[Stage]):
+        super().__init__(cfg=cfg)
+        self.stages = nn.ModuleList(stages)
+        self.feature_info = [
+            {"num_chs": stage.patch_embed.proj.out_channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            for i, stage in enumerate(stages)
+        ]
+        self.make_head(self.feature_info[-1]["num_chs"])
+        self.apply(init_weights)
+
+    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+        # Channels-last from the start: every later token view and depthwise convolution is then free of copies.
+        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        features = []
+        for stage in self.stages:
+            x_BCHW = stage(x_BCHW)
+            features.append(x_BCHW)
+        return features
+
+
+class FeaturePyramid(nn.Module):
+    """`create_model(..., features_only=True)`: an encoder whose forward returns the chosen maps.
+
+    `feature_info` describes the returned maps.
+    """
+
+    def __init__(self, *, encoder: Encoder, out_indices: Sequence[int] | None = None):
+        super().__init__()
+        count = len(encoder.feature_info)
+        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
+        if not indices or any(not isinstance(i, int) or not -count <= i < count for i in indices):
+            raise SegzooError(f"out_indices must be whole numbers from 0 to {count - 1}, not {out_indices!r}")
+        self.encoder = encoder
+        self.out_indices = tuple(i % count for i in indices)
+        self.feature_info = [encoder.feature_info[i] for i in self.out_indices]
+
+    @property
+    def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.encoder.reduction_presets
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        features = self.encoder.forward_features(x_BCHW)
+        return [features[i] for i in self.out_indices]
+
+    def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
+        """See `segzoo.set_inference_reduction`."""
+        return set_inference_reduction(self, plan, during_training=during_training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.encoder.set_grad_checkpointing(enable)
+
+
+class SegmentationModel(Model):
+    """Image -> scores at input size, one Tensor, in train and eval. Subclasses define the head.
+
+    `forward(x) == to_size(forward_head(forward_features(x)), x.shape[2:])`.
+    """
+
+    score_kind: ClassVar[str] = "logits"  # "logits", or "product" = class probability x sigmoid mask
+    head_prefix = "decoder."
+    first_conv = f"encoder.{PyramidEncoder.first_conv}"
+    encoder: Encoder
+
+    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """(B, in_chans, H, W) normalised images -> the encoder's maps, fine to coarse, as in `feature_info`."""
+        return self.encoder.forward_features(x_BCHW)
+
+    def forward_head(self, features: Sequence[Tensor]) -> Any:
+        """Maps -> scores at the decoder's own resolution, before any resize."""
+        raise NotImplementedError
+
+    def to_size(self, head_output: Any, size: Sequence[int]) -> Tensor:
+        """What `forward_head` returned -> scores (B, K, *size), the family's own way to full size."""
+        return resize(head_output, tuple(size))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.to_size(self.forward_head(self.forward_features(x_BCHW)), x_BCHW.shape[2:])
+
+    def forward_train(self, x_BCHW: Tensor) -> dict[str, Any]:
+        """One pass for training: {"scores": (B, K, H, W) at input size, and every auxiliary output}."""
+        return {"scores": self(x_BCHW)}
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        return self.encoder.feature_info
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh classifier for `num_classes` >= 1 classes; encoder and decoder are untouched."""
+        raise NotImplementedError
+
+
+def fresh_conv_classifier(classifier: nn.Conv2d, num_classes: int) -> nn.Conv2d:
+    """A newly initialised 1x1 classifier like `classifier`, for other classes, on its device and in its dtype."""
+    if num_classes < 1:
+        raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
+    fresh = nn.Conv2d(classifier.in_channels, num_classes, 1, bias=classifier.bias is not None)
+    return fresh.apply(init_weights).to(classifier.weight)

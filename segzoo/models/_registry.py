@@ -1,0 +1,256 @@
+"""Names, variants and weight tags: `create_model`, `list_models`, `list_pretrained`, `model_info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._errors import SegzooError
+from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ._pretrained import PretrainedCfg
+from ._weights import load_row, load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCost:
+    """A figure of the paper: multiply-accumulates in units of 1e9 and parameters in units of 1e6."""
+
+    size: tuple[int, int]  # input (H, W) in pixels
+    gmacs: float
+    params_m: float | None = None
+    reduction: str = "base"  # preset
+    num_classes: int | None = None  # None: the variant's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A row of a family's `VARIANTS`: its config, its parameter count and the paper's figures."""
+
+    cfg: Any  # frozen dataclass of the family
+    params: int | None = None  # exact parameter count; None for the tiny test variants
+    published: tuple[PublishedCost, ...] = ()
+    reduction: Any = None  # plan that belongs to the name itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a family file registers."""
+
+    name: str
+    build: Callable[[Any], Model]  # config -> model
+    variants: Mapping[str, Variant]
+    pretrained: Mapping[str, Mapping[str, PretrainedCfg]]  # variant -> tag -> row; the first row is the default
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a name without building the model."""
+
+    name: str
+    tag: str | None
+    family: str
+    cfg: Any
+    params: int | None
+    published: tuple[PublishedCost, ...]
+    pretrained_cfg: PretrainedCfg | None
+    tags: tuple[str, ...]
+    reduction_presets: tuple[str, ...]
+
+
+_FAMILIES: dict[str, Family] = {}
+_VARIANTS: dict[str, Family] = {}  # variant name -> its family
+
+
+def register_family(family: Family) -> None:
+    """Make a family's variants known. Called once, at the end of the family's file."""
+    taken = sorted(set(family.variants) & set(_VARIANTS))
+    if taken:
+        raise SegzooError(f"family {family.name}: {', '.join(taken)} already registered")
+    _FAMILIES[family.name] = family
+    _VARIANTS.update(dict.fromkeys(family.variants, family))
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    **cfg_overrides: Any,
+) -> Model | FeaturePyramid:
+    """Build a model by name, optionally with weights.
+
+    Args:
+        name: "variant" or "variant.tag" (see `list_models`, `list_pretrained`). A tag sets the number of classes
+            and the options that its weights were trained with, also when the weights themselves are not loaded.
+        pretrained: load the weights of the tag; without a tag, the first row whose weights can be loaded.
+        checkpoint_path: local file to load instead: segzoo's own or an official one.
+        num_classes: other than the weights' number renews the classifier; 0 gives an encoder without head.
+        in_chans: input channels; weights of the first convolution are summed (1) or tiled and rescaled (others).
+        drop_path_rate: stochastic depth of the encoder's last block.
+        features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
+        out_indices: with `features_only`, which maps (0 = finest).
+        pretrained_cfg_overlay: fields of the weights row to replace, for example {"sha256": ...}.
+        **cfg_overrides: fields of the family's config; a dict replaces single fields of a nested config.
+
+    Raises:
+        SegzooError: an unknown name, tag or option (the message lists the valid ones).
+        WeightsError: weights that are not published, missing, corrupt or of another model.
+    """
+    variant_name, tag = _parse_name(name)
+    family = _VARIANTS[variant_name]
+    variant = family.variants[variant_name]
+    rows = family.pretrained.get(variant_name, {})
+    if pretrained and tag is None:
+        tag = next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
+        if tag is None:
+            raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
+    row = _overlay(rows[tag] if tag else next(iter(rows.values()), None), pretrained_cfg_overlay)
+
+    cfg = variant.cfg
+    if row is not None and tag is not None:
+        cfg = _override(cfg, {"num_classes": row.num_classes, **row.cfg_overrides}, variant_name)
+    if drop_path_rate is not None:
+        cfg_overrides["drop_path_rate"] = drop_path_rate
+    cfg = _override(cfg, {"in_chans": in_chans, **cfg_overrides}, variant_name)
+    if pretrained and checkpoint_path is None:
+        model = family.build(cfg)
+        load_row(model, f"{variant_name}.{tag}", row)
+        if num_classes is not None and num_classes != cfg.num_classes:
+            model.reset_classifier(num_classes)
+    else:
+        if num_classes is not None:
+            cfg = _override(cfg, {"num_classes": num_classes}, variant_name)
+        model = family.build(cfg)
+        if checkpoint_path is not None:
+            load_weights(model, checkpoint_path, renew_classifier=num_classes is not None, adapt_in_chans=True)
+    model.cfg = dataclasses.replace(cfg, num_classes=model.num_classes)
+    model.name = f"{variant_name}.{tag}" if tag else variant_name
+    model.pretrained_cfg = row
+    if variant.reduction is not None:
+        model.set_inference_reduction(variant.reduction)
+    if not features_only:
+        if out_indices is not None:
+            raise SegzooError("out_indices needs features_only=True")
+        return model
+    encoder = model.encoder if isinstance(model, SegmentationModel) else model
+    encoder.reset_classifier(0)
+    return FeaturePyramid(encoder=encoder, out_indices=out_indices)
+
+
+def list_models(
+    filter: str | Sequence[str] = "*",
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = (),
+) -> list[str]:
+    """Names in natural order. With `pretrained`, `name.tag` of the rows whose weights can be loaded.
+
+    Args:
+        filter: wildcard or wildcards, such as "edaformer*"; a name is listed if any matches.
+        exclude_filters: wildcard or wildcards of names to leave out.
+    """
+    names = [name for name, row in _rows() if row.loadable] if pretrained else list(_VARIANTS)
+    return sorted(_select(names, filter, exclude_filters), key=_natural_key)
+
+
+def list_pretrained(filter: str | Sequence[str] = "*", exclude_filters: str | Sequence[str] = ()) -> list[str]:
+    """`name.tag` of every weights row, in natural order, also of those that are not published yet."""
+    return sorted(_select([name for name, _ in _rows()], filter, exclude_filters), key=_natural_key)
+
+
+def model_info(name: str) -> ModelInfo:
+    """What is known about "variant" or "variant.tag" without building it; without a tag, its default row."""
+    variant_name, tag = _parse_name(name)
+    family = _VARIANTS[variant_name]
+    variant = family.variants[variant_name]
+    rows = family.pretrained.get(variant_name, {})
+    if tag is None:
+        tag = next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
+    cfg = variant.cfg
+    if tag is not None:
+        cfg = _override(cfg, {"num_classes": rows[tag].num_classes, **rows[tag].cfg_overrides}, variant_name)
+    with torch.device("meta"):
+        presets = tuple(family.build(cfg).reduction_presets)
+    return ModelInfo(
+        name=variant_name,
+        tag=tag,
+        family=family.name,
+        cfg=cfg,
+        params=variant.params,
+        published=variant.published,
+        pretrained_cfg=rows.get(tag),
+        tags=tuple(rows),
+        reduction_presets=presets,
+    )
+
+
+def variant_of(name: str) -> Variant:
+    """The row of `VARIANTS` behind "variant" or "variant.tag"."""
+    variant_name, _ = _parse_name(name)
+    return _VARIANTS[variant_name].variants[variant_name]
+
+
+def _rows() -> Iterator[tuple[str, PretrainedCfg]]:
+    for family in _FAMILIES.values():
+        for variant_name, rows in family.pretrained.items():
+            for tag, row in rows.items():
+                yield f"{variant_name}.{tag}", row
+
+
+def _select(names: Sequence[str], filter: str | Sequence[str], exclude: str | Sequence[str]) -> list[str]:
+    include = [filter] if isinstance(filter, str) else list(filter)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [name for name in names if matches(name, include) and not matches(name, exclude)]
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts b2 before b10: digits compare as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _parse_name(name: str) -> tuple[str, str | None]:
+    variant, _, tag = name.partition(".")
+    if variant not in _VARIANTS:
+        close = difflib.get_close_matches(variant, _VARIANTS, n=3) or list_models(exclude_filters="test_*")
+        raise SegzooError(f"unknown model {name!r}; did you mean {', '.join(close)}? segzoo.list_models() lists all")
+    if not tag:
+        return variant, None
+    tags = _VARIANTS[variant].pretrained.get(variant, {})
+    if tag not in tags:
+        raise SegzooError(f"{variant} has no weights tagged {tag!r}; its tags: {', '.join(tags) or 'none'}")
+    return variant, tag
+
+
+def _override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
+    """`dataclasses.replace` that refuses unknown names with the valid ones, and goes into nested configs by dict."""
+    valid = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
+    changes = {}
+    for name, value in overrides.items():
+        if name not in valid:
+            close = difflib.get_close_matches(name, [*valid, "num_classes", "features_only", "checkpoint_path"], n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SegzooError(f"{where} has no option {name!r}{hint} Options: {', '.join(valid)}")
+        nested = valid[name]
+        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
+            value = _override(nested, value, f"{where}: {name}")
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(cfg, **changes)
+
+
+def _overlay(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) -> PretrainedCfg | None:
+    return _override(row or PretrainedCfg(), overlay, "pretrained_cfg_overlay") if overlay else row

@@ -1,0 +1,243 @@
+"""From a file or a mapping to parameters: reading, official key layouts, strict loading.
+
+Key rules are ordered data beside each family. Nothing is unpickled except through torch's `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .._errors import WeightsError
+
+if TYPE_CHECKING:
+    from ._base import FeaturePyramid, Model
+    from ._pretrained import PretrainedCfg
+
+StateDict = dict[str, Any]  # name -> Tensor
+
+# --- key rules ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """Replace what `pattern` matches, as `re.sub` does; the replacement may be a function of the match."""
+
+    pattern: str
+    replacement: str | Callable[[re.Match[str]], str]
+
+    def __call__(self, state: StateDict) -> StateDict:
+        return {re.sub(self.pattern, self.replacement, key): tensor for key, tensor in state.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Leave out keys that the forward pass never uses; `why` names the reason."""
+
+    pattern: str
+    why: str
+
+    def __call__(self, state: StateDict) -> StateDict:
+        return {key: tensor for key, tensor in state.items() if not re.search(self.pattern, key)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze:
+    """A 1x1 convolution's weight (out, in, 1, 1) becomes a Linear's (out, in)."""
+
+    pattern: str
+
+    def __call__(self, state: StateDict) -> StateDict:
+        def squeeze(key: str, tensor: Tensor) -> Tensor:
+            is_conv = re.search(self.pattern, key) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+            return tensor[:, :, 0, 0] if is_conv else tensor
+
+        return {key: squeeze(key, tensor) for key, tensor in state.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefixed:
+    """Apply rules to the keys under one prefix, seen without it; their results go under another prefix."""
+
+    prefix: str
+    new_prefix: str
+    rules: Sequence[Callable[[StateDict], StateDict]]
+
+    def __call__(self, state: StateDict) -> StateDict:
+        inside = {key[len(self.prefix) :]: tensor for key, tensor in state.items() if key.startswith(self.prefix)}
+        outside = {key: tensor for key, tensor in state.items() if not key.startswith(self.prefix)}
+        return {**{self.new_prefix + key: tensor for key, tensor in apply_rules(inside, self.rules).items()}, **outside}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """An official way to name a family's parameters. `signature` matches some key of it and of no other layout."""
+
+    name: str
+    signature: str
+    rules: Sequence[Callable[[StateDict], StateDict]]
+
+    def matches(self, state: Mapping[str, Any]) -> bool:
+        return any(re.search(self.signature, key) for key in state)
+
+
+def apply_rules(state: StateDict, rules: Sequence[Callable[[StateDict], StateDict]]) -> StateDict:
+    for rule in rules:
+        state = rule(state)
+    return state
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_weights(
+    model: Model | FeaturePyramid,
+    weights: str | Path | Mapping[str, Any],
+    *,
+    renew_classifier: bool = False,
+    adapt_in_chans: bool = False,
+) -> None:
+    """Load a checkpoint strictly: every parameter and buffer is set, and nothing in the file is left over.
+
+    Args:
+        model: from `create_model`; tensors are converted to its dtype and device.
+        weights: a file (.safetensors, .pth, .pt, .bin) or a mapping of names to tensors or arrays; segzoo's own
+            names or an official layout that the family knows; may be wrapped as {"state_dict": ...} or
+            {"model": ...} and prefixed with "module.".
+        renew_classifier: leave the classifier as it is if the checkpoint's has another number of classes.
+        adapt_in_chans: fit the first convolution to the model's input channels: summed for one channel, else
+            tiled and rescaled.
+
+    Raises:
+        WeightsError: names the file and the missing, left-over or mis-shaped keys; the model is unchanged.
+    """
+    target = getattr(model, "encoder", model) if not hasattr(model, "key_layouts") else model
+    source = weights if isinstance(weights, (str, Path)) else "the given mapping"
+    state = read_state_dict(weights) if isinstance(weights, (str, Path)) else dict(weights)
+    state = _tensors(_unwrap(state), source)
+    own = target.state_dict()
+    state = to_own_layout(target, state)
+    if target.num_classes == 0 and hasattr(target, "head"):
+        state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
+    if renew_classifier:
+        names = target.classifier_parameters()
+        if any(name in state and state[name].shape != own[name].shape for name in names):
+            state.update({name: own[name] for name in names})
+    if adapt_in_chans and target.first_conv in state:
+        state[target.first_conv] = _adapt_in_chans(state[target.first_conv], target.in_chans)
+    _check(state, own, source, target)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def to_own_layout(model: Model, state: StateDict) -> StateDict:
+    """Rename an official checkpoint's keys to the model's own; a segzoo state dict passes unchanged."""
+    own = model.state_dict().keys()
+    layout = next((layout for layout in model.key_layouts if layout.matches(state) and not state.keys() <= own), None)
+    return apply_rules(state, layout.rules) if layout else state
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Read a checkpoint file without executing anything in it; raises WeightsError naming the file."""
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file; check the path, or use pretrained=True for published weights")
+    if path.is_dir():
+        raise WeightsError(f"{path} is a directory; name the weights file in it")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty; download or copy it again")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, EOFError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or no weights file ({error}); download or copy it again") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors or is damaged, so it was not unpickled and nothing in it was run; "
+            f"get it as .safetensors, or re-save only its state dict with torch.save ({_first_line(error)})"
+        ) from error
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is damaged ({_first_line(error)}); download or copy it again") from error
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict() instead")
+    return dict(state)
+
+
+def load_row(model: Model, name: str, row: PretrainedCfg) -> None:
+    """Load the weights of a row into a model built for it."""
+    if row.state == "bundled":
+        with resources.as_file(resources.files("segzoo.weights") / row.file) as path:
+            load_weights(model, path, adapt_in_chans=True)
+        return
+    raise WeightsError(f"the weights of {name} are not published in a loadable form yet: {row.how_to_get}")
+
+
+def _unwrap(state: StateDict) -> StateDict:
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = dict(state[wrapper])
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return state
+
+
+def _tensors(state: StateDict, source: object) -> StateDict:
+    wrong = [key for key, value in state.items() if not isinstance(value, (Tensor, np.ndarray, np.generic))]
+    if wrong or not state:
+        what = f"{wrong[0]!r} is no tensor" if wrong else "it is empty"
+        raise WeightsError(f"{source} is no state dict: {what}")
+    return {key: torch.as_tensor(value) for key, value in state.items()}
+
+
+def _adapt_in_chans(weight_OIHW: Tensor, in_chans: int) -> Tensor:
+    """Fit a convolution to other input channels so that grey or repeated channels give the same response."""
+    trained = weight_OIHW.shape[1]
+    if trained == in_chans:
+        return weight_OIHW
+    if in_chans == 1:
+        return weight_OIHW.sum(dim=1, keepdim=True)
+    repeats = -(-in_chans // trained)
+    return weight_OIHW.repeat(1, repeats, 1, 1)[:, :in_chans] * (trained / in_chans)
+
+
+def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: nn.Module) -> None:
+    # Old checkpoints lack the batch counter, which is a statistic of training and not of the function.
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, tensor)
+    problems = []
+    missing = [name for name in own if name not in state]
+    left_over = [name for name in state if name not in own]
+    mis_shaped = [
+        f"{name} is {tuple(state[name].shape)}, needs {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    for title, names in (("missing", missing), ("left over", left_over), ("mis-shaped", mis_shaped)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            problems.append(f"{title}: {', '.join(names[:4])}{more}")
+    if problems:
+        classes = ""
+        if mis_shaped and not missing and not left_over:
+            classes = "; if only the classifier differs, pass num_classes= to create_model"
+        raise WeightsError(
+            f"{source} does not fit {getattr(model, 'name', '') or type(model).__name__}: {'; '.join(problems)}{classes}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

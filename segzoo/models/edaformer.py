@@ -1,0 +1,218 @@
+"""EDAFormer: EFT encoder and an all-attention decoder (Yu et al., ECCV 2024, arXiv 2407.17261).
+
+What the released code computes (github.com/hyunwoo137/EDAFormer @9f98d76, `edaformer_head.py`): three attention
+blocks on c4, two on c3, one on c2, none on c1; in the decoder a LayerNorm and a GELU follow the 1x1 convolution of
+keys and values, the feed-forward layer has no ReLU; c4 and c3 are resized to c2's grid, concatenated in the order
+c4, c3, c2, fused by 1x1 convolution + BN + ReLU and classified at stride 8.
+
+What segzoo changed: as in `eft.py`; and the unused `conv_seg` of the checkpoints is dropped.
+
+Licence of the published weights: none stated; they lie in a Google Drive folder named in the official README.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.conv import ConvBNReLU
+from ..layers.init import init_weights
+from ..layers.shapes import resize, to_channels_first, to_channels_last
+from ._base import BlockSequence, Encoder, SegmentationModel, fresh_conv_classifier
+from ._pretrained import PretrainedCfg
+from ._registry import Family, PublishedCost, Variant, register_family
+from ._weights import Drop, Layout, Prefixed, Rename, Squeeze
+from .eft import EFT, EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class EDAFormerConfig:
+    """Configuration of EDAFormer. Tuples of the decoder go from deep to fine: (c4, c3, c2)."""
+
+    encoder: EFTConfig = EFT_T
+    decoder_depths: tuple[int, ...] = (3, 2, 1)  # attention blocks a level (Table 3b)
+    decoder_num_heads: tuple[int, ...] = (8, 4, 2)
+    decoder_pool: tuple[int, ...] = (1, 2, 4)  # trained side of the key/value pooling window
+    decoder_mlp_ratio: float = 2.0
+    decoder_embedding_free: bool = True  # False: query, key and value projections (Table 3a)
+    decoder_drop_path: float = 0.1  # of every decoder block
+    decoder_dim: int = 128  # channels after the fusion
+    dropout: float = 0.1  # of whole channels before the classifier
+    drop_path_rate: float = 0.2  # of the encoder's last block; grows linearly from 0
+    in_chans: int = 3
+    num_classes: int = 150
+
+
+class AllAttentionDecoder(nn.Module):
+    """Attention blocks on the three deepest maps, fused at the finest of them: maps -> scores at its resolution.
+
+    Args:
+        in_chans: channels of the encoder's maps, fine to coarse; the first map is not used.
+        cfg: see EDAFormerConfig.
+    """
+
+    def __init__(self, *, in_chans: Sequence[int], cfg: EDAFormerConfig):
+        super().__init__()
+        level_chans = list(reversed(in_chans[1:]))
+        self.levels = nn.ModuleList(
+            BlockSequence(
+                *(
+                    EFTBlock(
+                        dim=dim,
+                        attn=EmbeddingFreeAttention(
+                            dim=dim,
+                            num_heads=cfg.decoder_num_heads[level],
+                            pool=cfg.decoder_pool[level],
+                            part="decoder",
+                            level=level,
+                            kv_norm=True,
+                            embedding_free=cfg.decoder_embedding_free,
+                        ),
+                        mlp_ratio=cfg.decoder_mlp_ratio,
+                        mlp_relu=False,
+                        norm_eps=1e-5,
+                        drop_path=cfg.decoder_drop_path,
+                    )
+                    for _ in range(cfg.decoder_depths[level])
+                )
+            )
+            for level, dim in enumerate(level_chans)
+        )
+        self.fuse = ConvBNReLU(in_chans=sum(level_chans), out_chans=cfg.decoder_dim)
+        self.dropout = nn.Dropout2d(cfg.dropout)
+        self.classifier = nn.Conv2d(cfg.decoder_dim, cfg.num_classes, 1)
+        self.apply(init_weights)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        size = features[1].shape[2:]
+        maps = [
+            resize(to_channels_first(blocks(to_channels_last(map_BCHW))), size)
+            for blocks, map_BCHW in zip(self.levels, reversed(features[1:]), strict=True)
+        ]
+        return self.classifier(self.dropout(self.fuse(torch.cat(maps, dim=1))))
+
+
+# attn4, attn44, attn444 are the blocks on c4, attn3 and attn33 those on c3, attn2 the one on c2.
+OFFICIAL_RULES = (
+    Drop(r"^decode_head\.conv_seg\.", "mmseg's classifier, never used by this head"),
+    Prefixed("backbone.", "encoder.", ENCODER_RULES),
+    Rename(r"^decode_head\.attn(4+|3+|2+)\.", lambda m: f"decoder.levels.{4 - int(m[1][0])}.{len(m[1]) - 1}."),
+    Rename(r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
+    Rename(r"\.attn\.norm\.", ".attn.kv_norm."),
+    Squeeze(r"\.attn\.sr\.weight$"),
+    Rename(r"\.attn\.sr\.", ".attn.kv."),
+    Rename(r"^decode_head\.linear_fuse\.", "decoder.fuse."),
+    Rename(r"^decode_head\.linear_pred\.", "decoder.classifier."),
+)
+
+
+class EDAFormer(SegmentationModel):
+    """An encoder of four maps and the all-attention decoder; scores at stride 8 of the encoder's second map.
+
+    Args:
+        encoder: any encoder whose `feature_info` lists four maps, fine to coarse.
+        decoder: an AllAttentionDecoder made for its channels.
+    """
+
+    key_layouts = (Layout("official", r"^decode_head\.linear_fuse\.", OFFICIAL_RULES),)
+    # Paper notation [encoder]-[decoder] of the pooling sides; the factors multiply what was trained.
+    reduction_presets = {
+        "base": {},  # [8, 4, 2, 1]-[1, 2, 4]
+        "decoder": {"decoder": 2},  # [8, 4, 2, 1]-[2, 4, 8]
+        "optimal": {"encoder": (2, 2, 1, 1), "decoder": 2},  # [16, 8, 2, 1]-[2, 4, 8]
+        "fast": {"encoder": 2, "decoder": 2},  # [16, 8, 4, 2]-[2, 4, 8]
+    }
+
+    def __init__(self, *, encoder: Encoder, decoder: AllAttentionDecoder, cfg: EDAFormerConfig):
+        super().__init__(cfg=cfg)
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps -> logits (B, K, H / 8, W / 8)."""
+        return self.decoder(features)
+
+    def get_classifier(self) -> nn.Conv2d:
+        return self.decoder.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.decoder.classifier = fresh_conv_classifier(self.decoder.classifier, num_classes)
+        self.num_classes = num_classes
+
+
+def build(cfg: EDAFormerConfig) -> EDAFormer:
+    encoder = EFT(
+        dataclasses.replace(cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate, num_classes=0)
+    )
+    decoder = AllAttentionDecoder(in_chans=[info["num_chs"] for info in encoder.feature_info], cfg=cfg)
+    return EDAFormer(encoder=encoder, decoder=decoder, cfg=cfg)
+
+
+EDAFORMER_T = EDAFormerConfig()
+EDAFORMER_B = EDAFormerConfig(encoder=EFT_B, decoder_mlp_ratio=1.0, decoder_dim=768)
+TEST_EDAFORMER = EDAFormerConfig(
+    encoder=TEST_EFT, decoder_depths=(2, 1, 1), decoder_num_heads=(4, 3, 2), decoder_dim=32, num_classes=13
+)
+
+
+def _published(rows: Sequence[tuple[str, float, float]]) -> tuple[PublishedCost, ...]:
+    """Figures of the paper by preset: at 512x512 with 150 classes and at 1024x2048 with 19."""
+    ade20k = (PublishedCost((512, 512), gmacs, reduction=preset, num_classes=150) for preset, gmacs, _ in rows)
+    cityscapes = (PublishedCost((1024, 2048), gmacs, reduction=preset, num_classes=19) for preset, _, gmacs in rows)
+    return (*ade20k, *cityscapes)
+
+
+VARIANTS = {
+    "edaformer_t": Variant(
+        EDAFORMER_T,
+        params=4_929_914,
+        published=_published(
+            (("base", 5.6, 151.7), ("decoder", 5.3, 133.6), ("optimal", 4.7, 94.9), ("fast", 4.1, 59.1))
+        ),
+    ),
+    "edaformer_b": Variant(
+        EDAFORMER_B,
+        params=29_438_166,
+        published=_published(
+            (("base", 32.0, 605.9), ("decoder", 31.3, 569.0), ("optimal", 29.4, 452.9), ("fast", 26.6, 298.1))
+        ),
+    ),
+    "test_edaformer": Variant(TEST_EDAFORMER),
+}
+
+_RECIPE = (
+    "download the checkpoint from the Google Drive folder named in the README of "
+    "https://github.com/hyunwoo137/EDAFormer and pass it as checkpoint_path="
+)
+_ORIGIN = "https://github.com/hyunwoo137/EDAFormer (arXiv 2407.17261)"
+_ADE20K = PretrainedCfg(
+    dataset="ade20k",
+    label_set="ade20k",
+    num_classes=150,
+    test_size=(512, 2048),
+    miou_protocol="single scale, whole image",
+    recommended_reduction="optimal",
+    origin=_ORIGIN,
+    how_to_get=_RECIPE,
+)
+_CITYSCAPES = dataclasses.replace(
+    _ADE20K,
+    dataset="cityscapes",
+    label_set="cityscapes",
+    num_classes=19,
+    input_size=(1024, 1024),
+    test_size=(1024, 2048),
+    test_mode="slide",
+    crop=(1024, 1024),
+    stride=(768, 768),
+    miou_protocol="single scale, sliding window 1024 stride 768",
+)
+_COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
+_OFFICIAL = {"ade20k": _ADE20K, "cityscapes": _CITYSCAPES, "coco_stuff": _COCO_STUFF}
+
+PRETRAINED = {"edaformer_t": _OFFICIAL, "edaformer_b": _OFFICIAL}
+
+register_family(Family(name="edaformer", build=build, variants=VARIANTS, pretrained=PRETRAINED))
