@@ -227,7 +227,7 @@ def violations(root: Path) -> list[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         for use in uses(tree, module, path.name == "__init__.py"):
             if within(use.name, "segzoo"):
-                target = existing_module(use.name, modules)
+                target = module_of(use.name, modules)
                 complaint = own_complaint(module, target) if target else None
             else:
                 complaint = foreign_complaint(module, use)
@@ -236,13 +236,14 @@ def violations(root: Path) -> list[str]:
     return list(found)
 
 
-def existing_module(name: str, modules: dict[str, Path]) -> str:
-    """The module that a dotted name lies in: the longest beginning that is a file, else the name of its room."""
+def module_of(name: str, modules: dict[str, Path]) -> str:
+    """The module of segzoo that a dotted name lies in: the longest beginning that is a file or has a known place."""
     parts = name.split(".")
     for length in range(len(parts), 1, -1):
-        if ".".join(parts[:length]) in modules:
-            return ".".join(parts[:length])
-    # Nothing but segzoo itself is left: a public name (`from segzoo import predict`), unless it is named like a room.
+        beginning = ".".join(parts[:length])
+        if beginning in modules or (length == 3 and parts[1] == "models" and models_rank(beginning) is not None):
+            return beginning
+    # What is left is a room without a file, or a public name of the package (`from segzoo import predict`).
     return ".".join(parts[:2]) if len(parts) > 1 and room_of(".".join(parts[:2])) else "segzoo"
 
 

@@ -135,7 +135,9 @@ def _split_cells(H: int, W: int, stride: int, device: torch.device) -> tuple[Ten
     return source_N, destination_D
 
 
-def _best_partner(metric_BNC: Tensor, source_N: Tensor, destination_D: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+def _best_partner(
+    metric_BNC: Tensor, source_N: Tensor, destination_D: Tensor, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
     """Cosine similarity of each source to its most similar destination, and that destination's position."""
     B, _, C = metric_BNC.shape
     destination_BDC = F.normalize(metric_BNC[:, destination_D], dim=-1)

@@ -372,7 +372,9 @@ def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
         except json.JSONDecodeError as error:
             raise SegzooError(f"reduction plan refused: not valid JSON ({error}): {text}") from None
     names = ", ".join(presets) or "none for this model"
-    raise SegzooError(f"reduction plan refused: no preset is called {text!r}; presets: {names}; or an int or a JSON dict")
+    raise SegzooError(
+        f"reduction plan refused: no preset is called {text!r}; presets: {names}; or an int or a JSON dict"
+    )
 
 
 def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:
@@ -387,7 +389,9 @@ def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduct
         raise SegzooError(f"there is no part or site {key!r}")
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != len(covered):
-            raise SegzooError(f"{key!r} has {len(covered)} levels ({', '.join(covered)}), but {len(value)} entries given")
+            raise SegzooError(
+                f"{key!r} has {len(covered)} levels ({', '.join(covered)}), but {len(value)} entries given"
+            )
         values = value
     else:
         values = [value] * len(covered)

@@ -61,9 +61,7 @@ class Model(nn.Module):
         """Names of parameters that are never decayed, beyond norms and biases."""
         return set()
 
-    def param_groups(
-        self, *, lr: float, weight_decay: float, head_lr_multiplier: float = 1.0
-    ) -> list[dict[str, Any]]:
+    def param_groups(self, *, lr: float, weight_decay: float, head_lr_multiplier: float = 1.0) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer.
 
         The encoder's norms and biases are not decayed. Head parameters learn `head_lr_multiplier` times faster and

@@ -80,7 +80,14 @@ class EFTBlock(nn.Module):
     """Pre-norm attention and feed-forward on a (B, H, W, C) map; also the block of EDAFormer's decoder."""
 
     def __init__(
-        self, *, dim: int, attn: EmbeddingFreeAttention, mlp_ratio: float, mlp_relu: bool, norm_eps: float, drop_path: float
+        self,
+        *,
+        dim: int,
+        attn: EmbeddingFreeAttention,
+        mlp_ratio: float,
+        mlp_relu: bool,
+        norm_eps: float,
+        drop_path: float,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
@@ -148,7 +155,9 @@ class EFT(PyramidEncoder):
 
 EFT_T = EFTConfig()
 EFT_B = EFTConfig(embed_dims=(64, 128, 256, 512), depths=(3, 3, 22, 3), mlp_ratio=4)
-TEST_EFT = EFTConfig(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4), mlp_ratio=2, num_classes=10)
+TEST_EFT = EFTConfig(
+    embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4), mlp_ratio=2, num_classes=10
+)
 
 VARIANTS = {
     "eft_t": Variant(EFT_T, params=3_675_404, published=(PublishedCost((224, 224), gmacs=0.6, params_m=3.7),)),

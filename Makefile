@@ -1,0 +1,95 @@
+# Every target sets itself up: on a fresh clone it makes .venv and installs what it needs, once.
+#   make PYTHON=python3.12 test     another interpreter (3.10 or newer)
+#   make PYTEST_ARGS='-k labels -x' test
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format wheel wheel-test clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+# ---- set-up: a stamp for each set of packages, renewed when pyproject.toml changes
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit("segzoo needs Python 3.10 or newer: make PYTHON=... " if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.stamp-core
+
+# Only the linter, at the version that the "dev" extra names: no torch, so that this takes seconds.
+$(VENV)/.stamp-check: $(VENV)/.stamp-venv pyproject.toml
+	$(PIP) "$$(sed -n 's/^dev = \["\(ruff[^"]*\)".*/\1/p' pyproject.toml)"
+	@touch $@
+
+$(VENV)/.stamp-build: $(VENV)/.stamp-venv
+	$(PIP) build
+	@touch $@
+
+# ---- what people run
+
+demo: $(VENV)/.stamp-core  ## segment the bundled example, results in demo_output/
+	$(BIN)/segzoo demo -o demo_output
+
+test: $(VENV)/.stamp-test  ## the fast tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# pytest exits with 5 when it collects no test, which is no failure while no test is marked slow.
+test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+check: $(VENV)/.stamp-check  ## lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.stamp-check  ## let ruff sort imports and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# `python -m build` makes the wheel from the source archive, so that both are proved complete.
+wheel: $(VENV)/.stamp-build  ## source archive and wheel in build/dist/
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist
+
+# Run in the empty environment, outside the source tree (its path is the first argument): does the installed package
+# have every module and data file of the source?
+define CHECK_INSTALLED
+import sys
+from pathlib import Path
+import segzoo
+source, installed = Path(sys.argv[1]).resolve(), Path(segzoo.__file__).resolve().parent
+assert installed != source and Path(sys.prefix).resolve() in installed.parents, f"not the installed package: {installed}"
+patterns = ("py.typed", "**/*.py", "labels/*.json", "weights/*")
+for pattern in patterns:
+    wanted = {p.relative_to(source) for p in source.glob(pattern) if p.is_file() and not p.name.startswith(".")}
+    missing = sorted(str(p) for p in wanted if not (installed / p).is_file())
+    assert wanted, f"the source has no {pattern}"
+    assert not missing, f"missing in the wheel: {missing}"
+    print(f"{pattern}: {len(wanted)} files installed")
+endef
+export CHECK_INSTALLED
+
+wheel-test: wheel  ## build the wheel, install it in an empty environment, run the demo there
+	rm -rf build/wheel-env
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip --disable-pip-version-check install --quiet build/dist/*.whl
+	set -e; run=$$(mktemp -d); trap 'rm -rf "$$run"' EXIT; cd "$$run"; bin='$(CURDIR)/build/wheel-env/bin'; \
+	"$$bin/python" -I -c "$$CHECK_INSTALLED" '$(CURDIR)/segzoo'; \
+	"$$bin/segzoo" demo -o demo_output; \
+	test -n "$$(ls demo_output)"
+	rm -rf build/wheel-env
+
+clean:  ## remove what building and running leave behind (keeps .venv)
+	rm -rf build dist demo_output *.egg-info .pytest_cache .ruff_cache .hypothesis
