@@ -12,7 +12,8 @@ every size.
 
 Coordinates: the canvas is 2 wide and 1 high, x to the right, y down; other aspect ratios stretch it. A ground point is
 (X, s): X in metres to the right of the camera, and s, the scale there, in canvas units per metre (larger = nearer).
-Only exact arithmetic (no exp, sin or normal variates) shapes the picture, which keeps it equal across machines.
+Only exact arithmetic (no exp, sin or normal variates) shapes the picture, which keeps it equal across machines for one
+version of numpy (its random stream) and of pillow (its rasteriser).
 """
 
 import colorsys
@@ -340,7 +341,7 @@ _KINDS = {
     "truck": _Kind((1, 2), (0.08, 0.14), "road", {"rear": (2.6, 3.3), "front": (2.6, 3.3), "side": (5.6, 3.2)}),
     "car": _Kind((2, 4), (0.075, 0.2), "road", {"rear": (1.9, 1.55), "front": (1.9, 1.55), "side": (3.9, 1.5)}),
     "light": _Kind((1, 3), (0.1, 0.18), "kerb", {"box": (0.75, 4.2), "wide": (0.95, 3.8)}),
-    "sign": _Kind((1, 3), (0.1, 0.2), "kerb", {v: (1.15, 3.2) for v in ("disc", "tri", "square", "diamond", "oct")}),
+    "sign": _Kind((1, 3), (0.1, 0.2), "kerb", dict.fromkeys(("disc", "tri", "square", "diamond", "oct"), (1.15, 3.2))),
     "bicycle": _Kind((1, 2), (0.12, 0.24), "walk", {"parked": (1.9, 1.15), "ridden": (1.9, 1.95)}),
     "person": _Kind((2, 5), (0.1, 0.24), "walk", {"stand": (0.7, 1.8), "walk": (0.85, 1.8), "coat": (0.75, 1.75)}),
     "pole": _Kind((1, 3), (0.08, 0.2), "kerb", {"lamp": (1.6, 6.0), "post": (0.4, 4.0)}),
@@ -660,7 +661,7 @@ def _draw_truck(canvas: _Canvas, rng: Rng, item: _Item) -> None:
         canvas.box(at(-1, 0.12), at(1, 0.24), (45, 45, 48), TRUCK)
         canvas.box(at(-1, 0.22), at(0.5, 1), load, TRUCK, _edge(load))
         canvas.box(at(-0.9, 0.45), at(0.4, 0.62), _unlike(rng, _paint, load))
-        front = [(0.52, 0.15), (0.52, 0.8), (0.84, 0.8), (1, 0.45), (1, 0.15)]
+        front = [(0.49, 0.15), (0.49, 0.8), (0.84, 0.8), (1, 0.45), (1, 0.15)]
         canvas.poly(item.points(*front), cab, TRUCK, _edge(cab))
         canvas.poly(item.points((0.62, 0.48), (0.62, 0.72), (0.81, 0.72), (0.93, 0.48)), glass)
         for u in (-0.75, -0.48, 0.72):
@@ -864,8 +865,10 @@ def _expose(rng: Rng, drawing: Image.Image, labels: np.ndarray) -> np.ndarray:
     balance = np.float32(rng.uniform(0.85, 1.15, 3))
     haze = np.float32(rng.uniform(0, 28))
     grain = np.float32(rng.uniform(0, 10) / 128)
-    photo = np.asarray(drawing, dtype=np.float32)
-    photo = photo * light[..., None] * balance + haze
+    photo = np.array(drawing, dtype=np.float32)
+    photo *= light[..., None]
+    photo *= balance
+    photo += haze
     # The sum of two bytes: a bell-shaped noise made of integers only.
     noise = np.frombuffer(rng.bytes(2 * photo.size), dtype=np.uint8).reshape(2, height, width, 3)
     photo += (noise[0].astype(np.float32) + noise[1] - 255) * grain

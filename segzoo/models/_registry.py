@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .._errors import SegzooError
-from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ._base import FeaturePyramid, Model, SegmentationModel
 from ._pretrained import PretrainedCfg
 from ._weights import load_row, load_weights
 

@@ -234,9 +234,8 @@ def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: n
         classes = ""
         if mis_shaped and not missing and not left_over:
             classes = "; if only the classifier differs, pass num_classes= to create_model"
-        raise WeightsError(
-            f"{source} does not fit {getattr(model, 'name', '') or type(model).__name__}: {'; '.join(problems)}{classes}"
-        )
+        name = getattr(model, "name", "") or type(model).__name__
+        raise WeightsError(f"{source} does not fit {name}: {'; '.join(problems)}{classes}")
 
 
 def _first_line(error: Exception) -> str:
