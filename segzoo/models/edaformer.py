@@ -193,6 +193,7 @@ _ADE20K = PretrainedCfg(
     label_set="ade20k",
     num_classes=150,
     test_size=(512, 2048),
+    size_divisor=32,
     miou_protocol="single scale, whole image",
     recommended_reduction="optimal",
     origin=_ORIGIN,

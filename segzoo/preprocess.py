@@ -1,0 +1,157 @@
+"""From whatever a user calls an image to the model's input: decoding, conversion, resize, normalisation."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ._errors import ImageError, SegzooError
+
+if TYPE_CHECKING:
+    from .models._pretrained import PretrainedCfg
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
+
+
+def describe(source: ImageSource) -> str:
+    """How messages and results name an image."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, Image.Image) and getattr(source, "filename", ""):
+        return str(source.filename)
+    return f"<{type(source).__name__}>"
+
+
+def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
+    """Decode and convert an image: (H, W, in_chans) uint8 in 0..255, RGB order for three channels, upright.
+
+    EXIF orientation is applied; grey and palette images become RGB; 16-bit greys are scaled to 8 bits; CMYK is
+    converted; transparent pixels are laid over white. Arrays are uint8 (H, W), (H, W, 1), (H, W, 3), (H, W, 4) or
+    (H, W, in_chans), and are taken as they are.
+
+    Raises:
+        ImageError: names the file and what to do.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, in_chans)
+    image = source if isinstance(source, Image.Image) else _decode(source)
+    try:
+        image = ImageOps.exif_transpose(image)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{describe(source)} is truncated or damaged ({error}); save or download it again") from error
+    if 0 in image.size:
+        raise ImageError(f"{describe(source)} has no pixels ({image.width}x{image.height})")
+    if in_chans not in (1, 3):
+        raise ImageError(f"the model takes {in_chans} channels; give a uint8 array (H, W, {in_chans}), not an image")
+    array = np.asarray(_to_rgb(image, source).convert("L" if in_chans == 1 else "RGB"))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _decode(source: str | Path | bytes) -> Image.Image:
+    name = describe(source)
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError("the image is empty: 0 bytes given")
+        stream = io.BytesIO(source)
+    else:
+        path = Path(source)
+        if path.is_dir():
+            raise ImageError(f"{name} is a directory; name the image files in it, for example {name}/*.jpg")
+        if not path.exists():
+            raise ImageError(f"{name}: no such file; check the path")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{name} is empty; save or download it again")
+        stream = path
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 90 and refuses from 179 million pixels; large photographs are welcome, bombs are not.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(stream)
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ImageError(
+            f"{name} has more than {limit} million pixels, as a decompression bomb has; if you trust it, "
+            "raise PIL.Image.MAX_IMAGE_PIXELS or cut it into tiles"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is no image that Pillow can read; convert it to PNG or JPEG") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{name} cannot be read ({error}); check its permissions or save it again") from error
+
+
+def _to_rgb(image: Image.Image, source: ImageSource) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit greys, which Pillow's own conversion would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{describe(source)} has grey values outside 0..65535; convert it to 8 or 16 bits")
+        return Image.fromarray((values // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError(f"{describe(source)} holds floating-point greys without a known range; convert it to 8 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image
+
+
+def _from_array(array: np.ndarray, in_chans: int) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise ImageError(f"an image array must be uint8 in 0..255, not {array.dtype}; scale and convert it")
+    if array.ndim not in (2, 3):
+        raise ImageError(f"an image array must be (H, W, C) or (H, W), not of shape {array.shape}")
+    if 0 in array.shape:
+        raise ImageError(f"the image array of shape {array.shape} has no pixels")
+    array = array if array.ndim == 3 else array[..., None]
+    if array.shape[2] == in_chans:
+        return np.ascontiguousarray(array)
+    if in_chans in (1, 3) and array.shape[2] in (1, 3, 4):
+        mode_array = array[..., 0] if array.shape[2] == 1 else array
+        return load_image(Image.fromarray(np.ascontiguousarray(mode_array)), in_chans)
+    hint = "; channels come last" if array.shape[0] in (1, 3, 4, in_chans) else ""
+    raise ImageError(f"an image array must be (H, W, {in_chans}) for this model, not {array.shape}{hint}")
+
+
+def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[int, int] | None) -> tuple[int, int]:
+    """(H, W) at which the model sees an image of `image_size` by the row's resize rule, or exactly `resize`."""
+    if resize is not None:
+        if len(resize) != 2 or any(isinstance(side, bool) or int(side) != side or side < 1 for side in resize):
+            raise SegzooError(f"resize must be (H, W) in pixels, both at least 1, not {resize!r}")
+        return int(resize[0]), int(resize[1])
+    if row.resize == "exact":
+        return row.test_size
+    H, W = image_size
+    if row.resize == "keep_ratio":
+        short, long = row.test_size
+        scale = min(short / min(H, W), long / max(H, W))
+        H, W = max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
+    divisor = row.size_divisor
+    return math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor
+
+
+def to_input(image_HWC: np.ndarray, size: tuple[int, int], row: PretrainedCfg, like: Tensor) -> Tensor:
+    """(H, W, C) uint8 -> (1, C, *size), normalised, on the device and in the dtype of `like`.
+
+    The resize is bilinear, with antialias where it shrinks, so that fine texture does not turn into noise.
+    """
+    x = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None].to(like.device).float().div_(255)
+    if x.shape[2:] != size:
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+    mean, std = (_per_channel(values, x.shape[1]).to(x.device) for values in (row.mean, row.std))
+    return ((x - mean) / std).to(like.dtype)
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    """Statistics of RGB serve one channel by their mean and more channels by repetition, as the first conv does."""
+    tensor = torch.tensor(values)
+    if channels == 1:
+        tensor = tensor.mean(dim=0, keepdim=True)
+    return tensor.repeat(-(-channels // len(tensor)))[:channels].view(1, -1, 1, 1)
