@@ -68,8 +68,8 @@ class Segmentation:
         if path.suffix.lower() != ".png":
             raise SegzooError(f"{path}: masks are saved as .png, because lossy formats would change classes")
         overlay_path = path.with_name(f"{path.stem}_overlay.png")
-        _write_png(palette_image(self.mask, self.label_set), path)
-        _write_png(self.overlay(alpha), overlay_path)
+        write_png(palette_image(self.mask, self.label_set), path)
+        write_png(self.overlay(alpha), overlay_path)
         return path, overlay_path
 
 
@@ -183,9 +183,7 @@ class _Walk:
         return total_BKHW.div_(count_HW)
 
 
-def windows(
-    size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]
-) -> Iterator[tuple[slice, slice]]:
+def windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Windows that cover a map of `size`, as mmseg places them: rows and columns as slices."""
 
     def starts(side: int, window: int, step: int) -> list[int]:
@@ -229,7 +227,8 @@ def _label_set(row: PretrainedCfg, num_classes: int) -> LabelSet:
     return generic_labels(num_classes)
 
 
-def _write_png(image: Image.Image, path: Path) -> None:
+def write_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG that appears whole or not at all, with the folders that it needs."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

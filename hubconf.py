@@ -1,0 +1,26 @@
+"""torch.hub entry points: one for every name in segzoo's registry.
+
+    torch.hub.load("OWNER/segzoo", "edaformer_t", pretrained=True)
+
+Each takes the arguments of `segzoo.create_model` after the name.
+"""
+
+import functools
+
+dependencies = ["torch", "timm", "safetensors", "huggingface_hub", "numpy", "PIL"]
+
+from segzoo.models import create_model, list_models, model_info  # noqa: E402
+
+
+def _entry_point(name):
+    entry_point = functools.partial(create_model, name)
+    info = model_info(name)
+    size = f"{info.params:,} parameters" if info.params else "a tiny model for tests"
+    entry_point.__doc__ = (
+        f"{name} ({info.family}), {size}.\n\nWeights: {', '.join(info.tags) or 'none'}.\n"
+        "Arguments as of segzoo.create_model: pretrained, checkpoint_path, num_classes, in_chans, features_only, ...\n"
+    )
+    return entry_point
+
+
+globals().update({name: _entry_point(name) for name in list_models()})
