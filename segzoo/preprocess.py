@@ -62,21 +62,24 @@ def _decode(source: str | Path | bytes) -> Image.Image:
     if isinstance(source, bytes):
         if not source:
             raise ImageError("the image is empty: 0 bytes given")
-        stream = io.BytesIO(source)
+        data = source
     else:
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{name} is a directory; name the image files in it, for example {name}/*.jpg")
         if not path.exists():
             raise ImageError(f"{name}: no such file; check the path")
-        if path.stat().st_size == 0:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
+        if not data:
             raise ImageError(f"{name} is empty; save or download it again")
-        stream = path
     try:
         with warnings.catch_warnings():
             # Pillow warns from 90 and refuses from 179 million pixels; large photographs are welcome, bombs are not.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(stream)
+            return Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ImageError(
@@ -86,7 +89,7 @@ def _decode(source: str | Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{name} is no image that Pillow can read; convert it to PNG or JPEG") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{name} cannot be read ({error}); check its permissions or save it again") from error
+        raise ImageError(f"{name} is truncated or damaged ({error}); save or download it again") from error
 
 
 def _to_rgb(image: Image.Image, source: ImageSource) -> Image.Image:

@@ -1,0 +1,284 @@
+"""The walk from anything a user calls an image to a mask of its own size, and every way in which that can fail."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segzoo
+from segzoo.masks import class_map
+from segzoo.preprocess import load_image, model_size, to_input
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return segzoo.create_model("test_edaformer").eval()
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=options.pop("format", "PNG"), **options)
+    return stream.getvalue()
+
+
+def opened(path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+# --- what goes in -----------------------------------------------------------------------------------------------
+
+
+def test_every_source_gives_the_same_mask(model, photo, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    sources = [photo, Image.fromarray(photo), path, str(path), path.read_bytes()]
+    masks = [result.mask for result in segzoo.predict(model, sources)]
+    for mask in masks:
+        assert mask.shape == (60, 90)
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, masks[0])
+
+
+def test_the_model_keeps_its_mode(photo):
+    model = segzoo.create_model("test_edaformer").train()
+    model.encoder.eval()
+    segzoo.predict(model, photo)
+    assert model.training
+    assert not model.encoder.training
+    assert model.decoder.training
+
+
+def test_exif_orientation(photo):
+    upright = Image.fromarray(photo)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+    data = png(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert np.array_equal(load_image(data), photo)
+
+
+def test_conversions():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    assert np.array_equal(load_image(png(Image.fromarray(grey))), rgb)
+    assert np.array_equal(load_image(png(Image.fromarray(grey.astype(np.uint16) * 257))), rgb)
+    assert np.array_equal(load_image(png(Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE))), rgb)
+    assert np.array_equal(load_image(png(Image.fromarray(rgb).convert("CMYK"), format="TIFF")), rgb)
+    assert np.array_equal(load_image(png(Image.fromarray(grey > 127))), np.where(rgb > 127, 255, 0))
+    assert np.array_equal(load_image(grey), rgb)
+    assert np.array_equal(load_image(grey[..., None]), rgb)
+
+
+def test_transparency_is_laid_over_white():
+    rgba = np.zeros((4, 4, 4), dtype=np.uint8)
+    rgba[:2, :, 0] = rgba[:2, :, 3] = 255
+    for image in (load_image(png(Image.fromarray(rgba))), load_image(rgba)):
+        assert (image[:2] == (255, 0, 0)).all()
+        assert (image[2:] == 255).all()
+
+
+def test_other_channel_counts():
+    multi = segzoo.create_model("test_edaformer", in_chans=5).eval()
+    assert segzoo.predict(multi, np.zeros((20, 30, 5), dtype=np.uint8)).mask.shape == (20, 30)
+    single = segzoo.create_model("test_edaformer", in_chans=1).eval()
+    assert segzoo.predict(single, np.zeros((20, 30, 3), dtype=np.uint8)).mask.shape == (20, 30)
+    with pytest.raises(segzoo.SegzooError, match=r"\(H, W, 5\)"):
+        segzoo.predict(multi, np.zeros((20, 30, 3), dtype=np.uint8))
+
+
+def test_resize_rules(model):
+    row = segzoo.model_info("edaformer_t.ade20k").pretrained_cfg
+    assert model_size((600, 900), row, None) == (512, 768)
+    assert model_size((100, 1000), row, None) == (224, 2048)  # long side bounded, then up to a multiple of 32
+    assert model_size((600, 900), row, (97, 131)) == (97, 131)
+    with pytest.raises(segzoo.SegzooError, match="resize"):
+        segzoo.predict(model, np.zeros((9, 9, 3), np.uint8), resize=(0, 5))
+
+
+def test_normalisation():
+    row = segzoo.model_info("edaformer_t.ade20k").pretrained_cfg
+    x = to_input(np.full((4, 6, 3), 255, np.uint8), (4, 6), row, torch.zeros(1, dtype=torch.float64))
+    expected = [(1 - mean) / std for mean, std in zip(row.mean, row.std, strict=True)]
+    assert x.dtype == torch.float64
+    assert x[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+# --- what comes out -----------------------------------------------------------------------------------------------
+
+
+def test_segmentation(model, photo, tmp_path):
+    result = segzoo.predict(model, photo)
+    assert np.array_equal(result.scores().argmax(0).numpy(), result.mask)
+    assert sum(label.pixels for label in result.labels) == 60 * 90
+    assert [label.pixels for label in result.labels] == sorted((x.pixels for x in result.labels), reverse=True)
+    assert np.array_equal(np.asarray(result.overlay(0)), photo)
+    assert result.overlay().size == (90, 60)
+    mask_path, overlay_path = result.save(tmp_path / "new" / "mask.png")
+    saved = opened(mask_path)
+    assert saved.mode == "P"
+    assert np.array_equal(np.asarray(saved), result.mask)
+    colours = np.asarray(saved.convert("RGB"))
+    first = result.labels[0].index
+    assert (colours[result.mask == first] == result.label_set.palette[first]).all()
+    assert opened(overlay_path).size == (90, 60)
+    assert sorted(path.name for path in mask_path.parent.iterdir()) == ["mask.png", "mask_overlay.png"]
+
+
+def test_more_than_256_classes_are_saved_as_16_bit(photo, tmp_path):
+    result = segzoo.predict(segzoo.create_model("test_edaformer", num_classes=300).eval(), photo)
+    assert result.mask.dtype == np.uint16
+    path, _ = result.save(tmp_path / "mask.png")
+    assert np.array_equal(np.asarray(opened(path)), result.mask)
+
+
+def test_one_resize_of_the_scores(model, photo):
+    """The mask is the argmax of the decoder's scores resized once, straight to the image's size."""
+    row = model.pretrained_cfg or segzoo.models.PretrainedCfg()
+    with torch.no_grad():
+        x = to_input(photo, (64, 96), row, torch.zeros(1))
+        scores = model.to_size(model.forward_head(model.forward_features(x)), (60, 90))
+    assert np.array_equal(segzoo.predict(model, photo, resize=(64, 96)).mask, scores.argmax(1)[0].numpy())
+
+
+@pytest.mark.parametrize("name", segzoo.list_models("test_*former"))
+def test_low_memory_masks_are_exact(name):
+    torch.manual_seed(1)
+    model = segzoo.create_model(name).eval()
+    with torch.no_grad():
+        head_output = model.forward_head(model.forward_features(torch.randn(2, 3, 64, 96)))
+        full = model.to_size(head_output, (131, 77)).argmax(1)
+        for chunk_bytes in (1, 200_000, 2**30):
+            assert torch.equal(class_map(model, head_output, (131, 77), chunk_bytes).long(), full)
+
+
+def test_ties_go_to_the_lower_class(model):
+    assert class_map(model, torch.zeros(1, 5, 4, 4), (8, 8), chunk_bytes=1).eq(0).all()
+
+
+# --- sliding window -------------------------------------------------------------------------------------------------
+
+
+def test_one_window_is_the_whole_image(model, photo):
+    whole = segzoo.predict(model, photo, resize=(64, 96))
+    slide = segzoo.predict(model, photo, resize=(64, 96), mode="slide", crop=(64, 96), stride=(64, 96))
+    bigger = segzoo.predict(model, photo, resize=(64, 96), mode="slide", crop=(640, 960), stride=(64, 96))
+    # Two resizes here (to the input's size, then to the image's) against one: scores differ a little at most.
+    assert (whole.mask == slide.mask).mean() > 0.97
+    assert np.array_equal(slide.mask, bigger.mask)
+
+
+def test_sliding_window_averages_as_a_plain_loop_does(model, photo):
+    row = segzoo.models.PretrainedCfg()
+    x = to_input(photo, (60, 90), row, torch.zeros(1))
+    total, count = torch.zeros(1, model.num_classes, 60, 90), torch.zeros(60, 90)
+    with torch.no_grad():
+        for y in (0, 20, 28):  # the last window ends at the border: 60 - 32
+            for left in (0, 30, 42):
+                total[:, :, y : y + 32, left : left + 48] += model(x[:, :, y : y + 32, left : left + 48])
+                count[y : y + 32, left : left + 48] += 1
+    result = segzoo.predict(model, photo, resize=(60, 90), mode="slide", crop=(32, 48), stride=(20, 30))
+    torch.testing.assert_close(result.scores(), (total / count)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "tiles"}, "'whole' or 'slide'"),
+        ({"crop": (32, 32)}, "mode='slide'"),
+        ({"mode": "slide", "crop": (32, 32), "stride": (64, 64)}, "stride <= crop"),
+        ({"mode": "slide", "crop": (32, 32), "stride": (0, 1)}, "stride"),
+    ],
+)
+def test_wrong_options(model, photo, options, message):
+    with pytest.raises(segzoo.SegzooError, match=message):
+        segzoo.predict(model, photo, **options)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def write(path, data: bytes):
+    path.write_bytes(data)
+    return path
+
+
+def cut_jpeg(photo: np.ndarray) -> bytes:
+    data = png(Image.fromarray(photo), format="JPEG")
+    return data[: len(data) // 2]
+
+
+BAD_IMAGES = {
+    "missing": (lambda folder, photo: folder / "missing.png", "no such file"),
+    "directory": (lambda folder, photo: folder, "is a directory"),
+    "empty": (lambda folder, photo: write(folder / "empty.png", b""), "is empty"),
+    "text": (lambda folder, photo: write(folder / "text.png", b"hello, a text"), "no image that Pillow can read"),
+    "truncated jpeg": (lambda folder, photo: write(folder / "cut.jpg", cut_jpeg(photo)), "truncated"),
+    "truncated png": (
+        lambda folder, photo: write(folder / "cut.png", png(Image.fromarray(photo))[:-4000]),
+        "truncated",
+    ),
+    "empty bytes": (lambda folder, photo: b"", "empty"),
+    "no bytes of an image": (lambda folder, photo: b"\x00\x01", "no image"),
+    "zero-sized": (lambda folder, photo: np.zeros((0, 5, 3), np.uint8), "no pixels"),
+    "float": (lambda folder, photo: np.zeros((5, 5, 3)), "uint8"),
+    "rank": (lambda folder, photo: np.zeros((1, 5, 5, 3), np.uint8), r"\(H, W, C\)"),
+    "channels first": (lambda folder, photo: np.zeros((3, 50, 50), np.uint8), "channels come last"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_images(model, photo, tmp_path, case):
+    make_source, message = BAD_IMAGES[case]
+    source = make_source(tmp_path, photo)
+    with pytest.raises(segzoo.SegzooError, match=message) as error:
+        segzoo.predict(model, source)
+    assert "\n" not in str(error.value)
+    if not isinstance(source, (bytes, np.ndarray)):
+        assert str(source) in str(error.value)
+
+
+def test_decompression_bomb(model, photo, tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    Image.fromarray(photo).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(segzoo.SegzooError, match="decompression bomb"):
+        segzoo.predict(model, path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # large, but no bomb: Pillow would only warn
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segzoo.predict(model, path)
+
+
+def test_the_others_of_a_list_are_still_processed(model, photo, tmp_path):
+    with pytest.raises(segzoo.SegzooError, match="missing.png") as error:
+        segzoo.predict(model, [photo, tmp_path / "missing.png", photo])
+    done = error.value.results
+    assert [result is None for result in done] == [False, True, False]
+
+
+def test_no_partial_file_is_left(model, photo, tmp_path):
+    result = segzoo.predict(model, photo)
+    with pytest.raises(segzoo.SegzooError, match=".png"):
+        result.save(tmp_path / "mask.jpg")
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(segzoo.SegzooError, match="cannot be written"):
+        result.save(blocked / "mask.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_encoder_cannot_predict(photo):
+    with pytest.raises(segzoo.SegzooError, match="no segmentation model"):
+        segzoo.predict(segzoo.create_model("test_eft"), photo)

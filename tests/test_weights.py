@@ -1,0 +1,203 @@
+"""Loading: every accepted wrapping, every refusal, and the adaption to other classes and channels."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden_data import golden_json, golden_state_dict
+from safetensors.torch import save_file
+
+import segzoo
+
+
+def fresh(name: str = "test_edaformer", seed: int = 0, **options):
+    torch.manual_seed(seed)
+    return segzoo.create_model(name, **options).eval()
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def trained():
+    return fresh(seed=1)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_files(trained, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(trained.state_dict(), path)
+    else:
+        torch.save(trained.state_dict(), path)
+    for source in (path, str(path)):
+        model = fresh()
+        assert not same(model, trained)
+        segzoo.load_weights(model, source)
+        assert same(model, trained)
+    assert same(segzoo.create_model("test_edaformer", checkpoint_path=path), trained)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "meta": {"epoch": 3}},
+        lambda state: {"model": state},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {key: value.numpy() for key, value in state.items()},
+    ],
+)
+def test_wrappings(trained, wrap):
+    model = fresh()
+    segzoo.load_weights(model, wrap(trained.state_dict()))
+    assert same(model, trained)
+
+
+def test_double_weights_lose_nothing():
+    record = golden_json("eft_t_encoder")
+    state = golden_state_dict(record["state_dict"])
+    model = segzoo.create_model("eft_t", num_classes=0).double()
+    segzoo.load_weights(model, state)
+    assert torch.equal(model.stages[0].blocks[0].mlp.fc1.weight, state["block1.0.mlp.fc1.weight"])
+
+
+def test_strictness_names_the_keys(trained):
+    state = trained.state_dict()
+    before = fresh()
+    model = fresh()
+    cases = {
+        "missing: encoder.stages.0.norm.weight": {
+            k: v for k, v in state.items() if k != "encoder.stages.0.norm.weight"
+        },
+        "left over: surplus": {**state, "surplus": torch.zeros(1)},
+        r"mis-shaped: decoder.fuse.bn.bias is \(3,\), needs \(32,\)": {**state, "decoder.fuse.bn.bias": torch.zeros(3)},
+        "is no tensor": {**state, "decoder.fuse.bn.bias": "text"},
+        "it is empty": {},
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(segzoo.SegzooError, match=message):
+            segzoo.load_weights(model, wrong)
+        assert same(model, before)
+
+
+def test_weights_of_another_model(tmp_path):
+    path = tmp_path / "eft.safetensors"
+    save_file(fresh("test_eft").state_dict(), path)
+    with pytest.raises(segzoo.SegzooError, match=re.escape(str(path))):
+        segzoo.load_weights(fresh(), path)
+
+
+def test_other_classes_renew_the_classifier(trained, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), path)
+    model = segzoo.create_model("test_edaformer", checkpoint_path=path, num_classes=4)
+    assert model.get_classifier().out_channels == 4
+    assert torch.equal(model.decoder.fuse.conv.weight, trained.decoder.fuse.conv.weight)
+    assert torch.equal(
+        segzoo.create_model("test_edaformer", checkpoint_path=path, num_classes=13).decoder.classifier.weight,
+        trained.decoder.classifier.weight,
+    )
+    save_file(fresh(num_classes=4).state_dict(), path)
+    with pytest.raises(segzoo.SegzooError, match="num_classes="):
+        segzoo.create_model("test_edaformer", checkpoint_path=path)
+
+
+def test_other_channels_keep_the_response(trained, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), path)
+    grey = torch.randn(1, 1, 32, 32)
+    single = segzoo.create_model("test_edaformer", checkpoint_path=path, in_chans=1).eval()
+    double = segzoo.create_model("test_edaformer", checkpoint_path=path, in_chans=6).eval()
+    with torch.no_grad():
+        expected = trained(grey.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(single(grey), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(double(grey.expand(-1, 6, -1, -1)), expected, rtol=1e-4, atol=1e-5)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
+def test_nothing_in_a_pickle_is_run(tmp_path, suffix):
+    executed = tmp_path / "executed"
+    for number, write in enumerate((torch.save, lambda value, path: path.write_bytes(pickle.dumps(value)))):
+        path = tmp_path / f"evil{number}{suffix}"
+        write({"state_dict": {"a": Malicious(executed)}}, path)
+        with pytest.raises(segzoo.SegzooError, match=path.name):
+            segzoo.load_weights(fresh(), path)
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files(trained, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(trained.state_dict(), path)
+    else:
+        save_file(trained.state_dict(), path)
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:20], b"no weights at all", b""):
+        path.write_bytes(data)
+        with pytest.raises(segzoo.SegzooError, match=path.name):
+            segzoo.load_weights(fresh(), path)
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(segzoo.SegzooError, match="state dict"):
+        segzoo.load_weights(fresh(), tmp_path / "tensor.pth")
+    with pytest.raises(segzoo.SegzooError, match="no such file"):
+        segzoo.load_weights(fresh(), tmp_path / "none")
+    with pytest.raises(segzoo.SegzooError, match="directory"):
+        segzoo.load_weights(fresh(), tmp_path)
+
+
+def test_unpublished_rows_say_how_to_get_them():
+    with pytest.raises(segzoo.SegzooError, match="edaformer_b.ade20k are not published.*Google Drive"):
+        segzoo.create_model("edaformer_b", pretrained=True)
+    with pytest.raises(segzoo.SegzooError, match="has no weights"):
+        segzoo.create_model("test_edaformer", pretrained=True)
+
+
+def test_bundled_default():
+    model = segzoo.create_model("edaformer_t", pretrained=True)
+    assert model.name == "edaformer_t.scenes"
+    assert model.num_classes == 13
+    assert "edaformer_t.scenes" in segzoo.list_models(pretrained=True)
+    other = segzoo.create_model("edaformer_t", pretrained=True, num_classes=4)
+    assert other.num_classes == other.get_classifier().out_channels == 4
+    assert np.isfinite(model.decoder.classifier.weight.detach().numpy()).all()
+
+
+def test_names_and_tags():
+    assert segzoo.list_models("edaformer_?") == ["edaformer_b", "edaformer_t"]
+    assert segzoo.list_models(["eft_*", "edaformer_t"], exclude_filters="*_b") == ["edaformer_t", "eft_t"]
+    assert segzoo.create_model("test_edaformer").num_classes == 13
+    with torch.device("meta"):
+        city = segzoo.create_model("edaformer_t.cityscapes")
+    assert city.num_classes == 19
+    assert city.pretrained_cfg.test_mode == "slide"
+    with pytest.raises(segzoo.SegzooError, match="edaformer_t"):
+        segzoo.create_model("edaformer-t")
+    with pytest.raises(segzoo.SegzooError, match="its tags: .*ade20k"):
+        segzoo.create_model("edaformer_t.ade")
+    with pytest.raises(segzoo.SegzooError, match="encoder.*depth.*depths"):
+        segzoo.create_model("test_edaformer", encoder={"depth": 3})
+
+
+def test_overlay():
+    with torch.device("meta"):
+        model = segzoo.create_model("edaformer_t.ade20k", pretrained_cfg_overlay={"mean": (0.5, 0.5, 0.5)})
+    assert model.pretrained_cfg.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(segzoo.SegzooError, match="meen.*mean"):
+        segzoo.create_model("edaformer_t", pretrained_cfg_overlay={"meen": 1})
