@@ -1,18 +1,72 @@
-"""Convolution, batch norm and ReLU in one module."""
+"""Convolution, batch norm and ReLU in one module, and the fusion of a pyramid by a 1x1 convolution."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from .norm_folding import fold_norm_after
+from .shapes import resize
 
-class ConvBNReLU(nn.Module):
+
+class ConvBNReLU(nn.Sequential):
     """Convolution without bias -> BatchNorm -> ReLU, (B, C_in, H, W) -> (B, C_out, H, W) at stride 1."""
 
     def __init__(self, *, in_chans: int, out_chans: int, kernel_size: int = 1):
+        super().__init__(
+            OrderedDict(
+                conv=nn.Conv2d(in_chans, out_chans, kernel_size, padding=kernel_size // 2, bias=False),
+                bn=nn.BatchNorm2d(out_chans),
+                act=nn.ReLU(),
+            )
+        )
+
+
+class FuseLevels(nn.Module):
+    """Maps resized to one grid, concatenated and fused: 1x1 convolution without bias -> BatchNorm -> ReLU.
+
+    Shape: L maps (B, C_l, H_l, W_l) -> (B, out_chans, *size).
+    """
+
+    def __init__(self, *, level_chans: Sequence[int], out_chans: int):
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, padding=kernel_size // 2, bias=False)
+        self.level_chans = tuple(level_chans)
+        self.conv = nn.Conv2d(sum(level_chans), out_chans, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_chans)
         self.act = nn.ReLU()
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        x_BCHW = torch.cat([resize(map_BCHW, tuple(size)) for map_BCHW in maps], dim=1)
         return self.act(self.bn(self.conv(x_BCHW)))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Module:
+        conv = fold_norm_after(self.conv, self.bn)
+        levels = []
+        for i, weight in enumerate(conv.weight.split(self.level_chans, dim=1)):
+            level = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=i == 0).to(weight)
+            level.weight.copy_(weight)
+            if i == 0:
+                level.bias.copy_(conv.bias)
+            levels.append(level)
+        return FoldedFuseLevels(levels=levels)
+
+
+class FoldedFuseLevels(nn.Module):
+    """FuseLevels in eval mode as one 1x1 convolution a level, each at its level's own resolution.
+
+    Exact because a bilinear resize is linear, acts on each channel alone, and its weights add up to one. Whatever
+    else is linear between a level and the ReLU may be multiplied into that level's convolution, too.
+    """
+
+    def __init__(self, *, levels: Sequence[nn.Conv2d]):
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+        self.act = nn.ReLU()
+
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        parts = [resize(level(map_BCHW), tuple(size)) for level, map_BCHW in zip(self.levels, maps, strict=True)]
+        return self.act(sum(parts[1:], start=parts[0]))

@@ -15,24 +15,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..layers.conv import ConvBNReLU
+from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
-from ..layers.shapes import resize, to_channels_first, to_channels_last
+from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import BlockSequence, Encoder, SegmentationModel, fresh_conv_classifier
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
 from ._weights import Drop, Layout, Prefixed, Rename, Squeeze
-from .eft import EFT, EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
+from .eft import EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
+from .mit import MIT_B0, MiTConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EDAFormerConfig:
     """Configuration of EDAFormer. Tuples of the decoder go from deep to fine: (c4, c3, c2)."""
 
-    encoder: EFTConfig = EFT_T
+    encoder: EFTConfig | MiTConfig = EFT_T  # any encoder's config; its `build()` makes the encoder
     decoder_depths: tuple[int, ...] = (3, 2, 1)  # attention blocks a level (Table 3b)
     decoder_num_heads: tuple[int, ...] = (8, 4, 2)
     decoder_pool: tuple[int, ...] = (1, 2, 4)  # trained side of the key/value pooling window
@@ -81,18 +81,17 @@ class AllAttentionDecoder(nn.Module):
             )
             for level, dim in enumerate(level_chans)
         )
-        self.fuse = ConvBNReLU(in_chans=sum(level_chans), out_chans=cfg.decoder_dim)
+        self.fuse = FuseLevels(level_chans=level_chans, out_chans=cfg.decoder_dim)
         self.dropout = nn.Dropout2d(cfg.dropout)
         self.classifier = nn.Conv2d(cfg.decoder_dim, cfg.num_classes, 1)
         self.apply(init_weights)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        size = features[1].shape[2:]
         maps = [
-            resize(to_channels_first(blocks(to_channels_last(map_BCHW))), size)
+            to_channels_first(blocks(to_channels_last(map_BCHW)))
             for blocks, map_BCHW in zip(self.levels, reversed(features[1:]), strict=True)
         ]
-        return self.classifier(self.dropout(self.fuse(torch.cat(maps, dim=1))))
+        return self.classifier(self.dropout(self.fuse(maps, features[1].shape[2:])))
 
 
 # attn4, attn44, attn444 are the blocks on c4, attn3 and attn33 those on c3, attn2 the one on c2.
@@ -144,15 +143,16 @@ class EDAFormer(SegmentationModel):
 
 
 def build(cfg: EDAFormerConfig) -> EDAFormer:
-    encoder = EFT(
-        dataclasses.replace(cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate, num_classes=0)
-    )
+    encoder = dataclasses.replace(
+        cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate, num_classes=0
+    ).build()
     decoder = AllAttentionDecoder(in_chans=[info["num_chs"] for info in encoder.feature_info], cfg=cfg)
     return EDAFormer(encoder=encoder, decoder=decoder, cfg=cfg)
 
 
 EDAFORMER_T = EDAFormerConfig()
 EDAFORMER_B = EDAFormerConfig(encoder=EFT_B, decoder_mlp_ratio=1.0, decoder_dim=768)
+EDAFORMER_MIT_B0 = EDAFormerConfig(encoder=MIT_B0, drop_path_rate=0.1)  # Table 10
 TEST_EDAFORMER = EDAFormerConfig(
     encoder=TEST_EFT, decoder_depths=(2, 1, 1), decoder_num_heads=(4, 3, 2), decoder_dim=32, num_classes=13
 )
@@ -180,6 +180,7 @@ VARIANTS = {
             (("base", 32.0, 605.9), ("decoder", 31.3, 569.0), ("optimal", 29.4, 452.9), ("fast", 26.6, 298.1))
         ),
     ),
+    "edaformer_mit_b0": Variant(EDAFORMER_MIT_B0, published=(PublishedCost((512, 512), gmacs=4.6, num_classes=150),)),
     "test_edaformer": Variant(TEST_EDAFORMER),
 }
 
@@ -212,8 +213,24 @@ _CITYSCAPES = dataclasses.replace(
     miou_protocol="single scale, sliding window 1024 stride 768",
 )
 _COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
+# Trained by benchmarks/train_scenes.py; accuracy in benchmarks/results.
+_SCENES = PretrainedCfg(
+    state="bundled",
+    file="edaformer_t.scenes.safetensors",
+    sha256="9124ca5556f880e6357cb27bacfd190570b43b51d5cc7ed1801ceef2990734cf",
+    size=9_861_554,
+    dataset="scenes",
+    label_set="scenes",
+    num_classes=13,
+    input_size=(256, 512),
+    test_size=(256, 512),
+    recommended_reduction="optimal",
+    license="apache-2.0",
+    commercial_use=True,
+    origin="segzoo, synthetic street scenes (segzoo.data.scenes)",
+)
 _OFFICIAL = {"ade20k": _ADE20K, "cityscapes": _CITYSCAPES, "coco_stuff": _COCO_STUFF}
 
-PRETRAINED = {"edaformer_t": _OFFICIAL, "edaformer_b": _OFFICIAL}
+PRETRAINED = {"edaformer_t": {**_OFFICIAL, "scenes": _SCENES}, "edaformer_b": _OFFICIAL}
 
 register_family(Family(name="edaformer", build=build, variants=VARIANTS, pretrained=PRETRAINED))
