@@ -25,6 +25,7 @@ _HOMES = {
     "Neighbour1d": "layers.reduction",
     "Neighbour2d": "layers.reduction",
     "cost": "costing",
+    "fold": "folding",
     "predict": "prediction",
     "Segmentation": "prediction",
     "SegzooError": "_errors",

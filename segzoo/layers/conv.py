@@ -58,15 +58,30 @@ class FuseLevels(nn.Module):
 class FoldedFuseLevels(nn.Module):
     """FuseLevels in eval mode as one 1x1 convolution a level, each at its level's own resolution.
 
-    Exact because a bilinear resize is linear, acts on each channel alone, and its weights add up to one. Whatever
-    else is linear between a level and the ReLU may be multiplied into that level's convolution, too.
+    Exact because a bilinear resize is linear, acts on each channel alone, and its weights add up to one.
     """
 
     def __init__(self, *, levels: Sequence[nn.Conv2d]):
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         parts = [resize(level(map_BCHW), tuple(size)) for level, map_BCHW in zip(self.levels, maps, strict=True)]
         return self.act(sum(parts[1:], start=parts[0]))
+
+    @torch.no_grad()
+    def after(self, projections: Sequence[nn.Linear]) -> FoldedFuseLevels:
+        """The same with a Linear before each level multiplied into it: one matrix a level instead of two."""
+        levels = []
+        for projection, level in zip(projections, self.levels, strict=True):
+            matrix = level.weight.flatten(1).double()
+            weight = matrix @ projection.weight.double()
+            bias = torch.zeros_like(weight[:, 0]) if level.bias is None else level.bias.double()
+            if projection.bias is not None:
+                bias = bias + matrix @ projection.bias.double()
+            merged = nn.Conv2d(projection.in_features, level.out_channels, 1).to(level.weight)
+            merged.weight.copy_(weight[:, :, None, None])
+            merged.bias.copy_(bias)
+            levels.append(merged)
+        return FoldedFuseLevels(levels=levels)

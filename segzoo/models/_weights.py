@@ -1,6 +1,7 @@
 """From a file or a mapping to parameters: reading, official key layouts, strict loading.
 
-Key rules are ordered data beside each family. Nothing is unpickled except through torch's `weights_only=True`.
+Key rules are ordered data beside each family. Nothing is unpickled except through torch's `weights_only=True`
+and the restricted reader of `.pdparams`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._errors import WeightsError
+from ._pdparams import read_pdparams
 
 if TYPE_CHECKING:
     from ._base import FeaturePyramid, Model
@@ -112,9 +114,9 @@ def load_weights(
 
     Args:
         model: from `create_model`; tensors are converted to its dtype and device.
-        weights: a file (.safetensors, .pth, .pt, .bin) or a mapping of names to tensors or arrays; segzoo's own
-            names or an official layout that the family knows; may be wrapped as {"state_dict": ...} or
-            {"model": ...} and prefixed with "module.".
+        weights: a file (.safetensors, .pth, .pt, .bin, .pdparams or a .zip with one .pdparams) or a mapping of names
+            to tensors or arrays; segzoo's own names or an official layout that the family knows; may be wrapped as
+            {"state_dict": ...} or {"model": ...} and prefixed with "module.".
         renew_classifier: leave the classifier as it is if the checkpoint's has another number of classes.
         adapt_in_chans: fit the first convolution to the model's input channels: summed for one channel, else
             tiled and rescaled.
@@ -161,6 +163,8 @@ def read_state_dict(path: str | Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix in (".pdparams", ".zip"):
+            return read_pdparams(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, EOFError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no weights file ({error}); download or copy it again") from error

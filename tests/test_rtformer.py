@@ -1,0 +1,431 @@
+"""RTFormer is the official function, option by option, and its files load as they are published."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from golden_data import GOLDEN, golden_arrays, golden_input, golden_json, golden_state_dict
+from torch import nn
+
+import segzoo
+from segzoo import SegzooError
+from segzoo.models._registry import variant_of
+from segzoo.models.rtformer import CrossResolutionAttention, GPUFriendlyAttention
+
+# golden file -> (name, channel strides of the stored logits, low logits and auxiliary logits)
+GOLDENS = {
+    "rtformer_slim_cityscapes": ("rtformer_slim.cityscapes", 1, 1, 1),
+    "rtformer_base_ade20k": ("rtformer_base.ade20k", 5, 2, 5),
+}
+
+
+def manifest(name: str) -> list:
+    path = GOLDEN / "manifests" / f"{name}.json"
+    return (json.loads(path.read_text()) if path.exists() else golden_json(name))["state_dict"]
+
+
+def official(golden: str) -> nn.Module:
+    model = segzoo.create_model(GOLDENS[golden][0]).double().eval()
+    segzoo.load_weights(model, golden_state_dict(manifest(golden)))
+    return model
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray, atol: float) -> None:
+    torch.testing.assert_close(actual, torch.from_numpy(expected).double(), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module", params=GOLDENS)
+def golden(request):
+    return request.param, official(request.param), golden_arrays(request.param)
+
+
+@pytest.mark.parametrize("which", ["a", "b", "c"])
+def test_is_the_official_function(golden, which):
+    name, model, arrays = golden
+    _, step, low_step, aux_step = GOLDENS[name]
+    atol = 1e-5 if which == "c" else 2e-6  # the odd size: paddle computes the resize's ratio in float32
+    x = golden_input(golden_json(name)["input_shape"][which])
+    with torch.no_grad():
+        features, entry = model.encoder.forward_branches(x)
+        trained = model.forward_train(x)
+        assert_close(model(x)[:, ::step, ::4, ::4], arrays[f"{which}_logits_strided"], atol)
+        assert_close(trained["scores"][:, ::step, ::4, ::4], arrays[f"{which}_logits_strided"], atol)
+        assert_close(model.forward_head(features)[:, ::low_step], arrays[f"{which}_logits_low"], atol)
+        assert_close(trained["aux"][0][:, ::aux_step, ::8, ::8], arrays[f"{which}_aux_strided"], atol)
+        assert_close(model.decoder.aux_heads[0](entry)[:, ::aux_step], arrays[f"{which}_aux_low"], atol)
+        if which == "b":
+            high, low = model.encoder.blocks[0]((entry, features[2]))
+            for key, value in (
+                ("layer3_", entry),
+                ("layer4.0", high),
+                ("layer4.1", low),
+                ("layer5.0", features[1]),
+                ("layer5.1", features[3]),
+                ("spp", model.decoder.context(features[3])),
+            ):
+                assert_close(value[:, ::8], arrays[f"b_{key}_c8"], atol)
+
+
+def test_batch_norm_step_is_the_official_one():
+    model = segzoo.create_model("rtformer_slim.cityscapes", drop_path_rate=0.0).double()
+    segzoo.load_weights(model, golden_state_dict(manifest("rtformer_slim_cityscapes")))
+    arrays = golden_arrays("rtformer_slim_cityscapes")
+    model.train()
+    out = model.forward_train(golden_input([2, 3, 96, 160]))
+    out["scores"].mean().backward()  # the statistics' update must not disturb the gradient
+    state = model.state_dict()
+    ours = {
+        "conv1.1": "encoder.stem.0.bn",
+        "layer4.attn_l.norm": "encoder.blocks.0.attn_low.keys.bn",
+        "layer5.mlp_h.norm": "encoder.blocks.1.mlp_high.norm",
+        "seghead_extra.bn2": "decoder.aux_heads.0.bn2",
+    }
+    for theirs, name in ours.items():
+        assert_close(state[f"{name}.running_mean"], arrays[f"bntrain_{theirs}._mean"], 2e-6)
+        assert_close(state[f"{name}.running_var"], arrays[f"bntrain_{theirs}._variance"], 2e-6)
+        assert state[f"{name}.num_batches_tracked"] == 1
+
+
+def test_scores_in_training_are_the_official_ones():
+    model = segzoo.create_model("rtformer_slim.cityscapes", drop_path_rate=0.0).double().train()
+    segzoo.load_weights(model, golden_state_dict(manifest("rtformer_slim_cityscapes")))
+    with torch.no_grad():
+        low = model.forward_head(model.forward_features(golden_input([2, 3, 96, 160])))
+    assert_close(low, golden_arrays("rtformer_slim_cityscapes")["bntrain_logits_low"], 2e-6)
+
+
+# ---- files
+
+
+def pdparams(state: dict[str, np.ndarray], protocol: int) -> bytes:
+    """What paddle.save writes: the arrays, and paddle's own parameter names beside them."""
+    names = {key: f"param_{i}" for i, key in enumerate(state)}
+    return pickle.dumps({**state, "StructuredToParameterName@@": names}, protocol=protocol)
+
+
+def random_state(keys: list) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {key: rng.standard_normal(shape, dtype=np.float32) for key, shape in keys}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "name", ["rtformer_slim_cityscapes", "rtformer_slim_ade20k", "rtformer_base_cityscapes", "rtformer_base_ade20k"]
+)
+def test_every_official_configuration_loads_from_paddles_format(tmp_path, name, protocol):
+    keys = manifest(name)
+    state = random_state(keys)
+    path = tmp_path / "model.pdparams"
+    path.write_bytes(pdparams(state, protocol))
+    model = segzoo.create_model(f"{name.rpartition('_')[0]}.{name.rpartition('_')[2]}", checkpoint_path=path)
+    own = model.state_dict()
+    counters = [key for key in own if key.endswith("num_batches_tracked")]
+    assert len(own) - len(counters) == len(keys)
+    assert sum(own[key].double().sum() for key in own if key not in counters) == pytest.approx(
+        sum(float(value.sum(dtype=np.float64)) for value in state.values()), rel=1e-9
+    )
+    torch.testing.assert_close(own["encoder.stem.0.bn.running_var"], torch.from_numpy(state["conv1.1._variance"]))
+
+
+def test_a_file_of_another_injection_is_refused(tmp_path):
+    path = tmp_path / "model.pdparams"
+    path.write_bytes(pdparams(random_state(manifest("rtformer_slim_ade20k")), 4))
+    with pytest.raises(SegzooError) as error:
+        segzoo.create_model("rtformer_slim.ade20k", injection=(True, True), checkpoint_path=path)
+    assert "blocks.1.inject" in str(error.value)
+
+
+def test_model_without_auxiliary_head_loads_the_same_file():
+    state = golden_state_dict(manifest("rtformer_slim_cityscapes"))
+    full, slim = (segzoo.create_model("rtformer_slim.cityscapes", aux_head=aux).eval() for aux in (True, False))
+    for model in (full, slim):
+        segzoo.load_weights(model, state)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(full(x), slim(x))
+        assert slim.forward_train(x)["aux"] == []
+
+
+def test_backbone_loads_the_official_archive(tmp_path):
+    keys = [(key, shape) for key, shape in manifest("rtformer_slim_cityscapes") if not key.startswith(("spp", "seg"))]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("rtformer_slim_backbone/model.pdparams", pdparams(random_state(keys), 2))
+    path = tmp_path / "rtformer_slim_backbone_imagenet_pretrained.zip"
+    path.write_bytes(buffer.getvalue())
+    model = segzoo.create_model("rtformer_slim_backbone.imagenet", checkpoint_path=path).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 64)).shape == (1, 256)
+
+
+def test_backbone_loads_the_encoder_of_a_segmentation_file():
+    state = golden_state_dict(manifest("rtformer_slim_cityscapes"))
+    backbone = segzoo.create_model("rtformer_slim_backbone", num_classes=0).eval()
+    segzoo.load_weights(backbone, state)
+    model = segzoo.create_model("rtformer_slim").eval()
+    segzoo.load_weights(model, state)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone.forward_features(x), model.forward_features(x), strict=True):
+            assert torch.equal(ours, theirs)
+        torch.testing.assert_close(backbone(x), backbone.forward_features(x)[-1].mean(dim=(2, 3)))
+
+
+def test_classifiers_of_both_heads_are_renewed_together():
+    state = golden_state_dict(manifest("rtformer_slim_cityscapes"))
+    model = segzoo.create_model("rtformer_slim", num_classes=5)
+    segzoo.load_weights(model, state, renew_classifier=True)
+    assert [tuple(out.shape) for out in model(torch.randn(2, 3, 64, 64)).split(1)] == [(1, 5, 64, 64)] * 2
+    assert model.forward_train(torch.randn(2, 3, 64, 64))["aux"][0].shape == (2, 5, 64, 64)
+    model.reset_classifier(3)
+    assert model.forward_train(torch.randn(2, 3, 64, 64))["aux"][0].shape == (2, 3, 64, 64)
+
+
+# ---- cost
+
+
+@pytest.mark.parametrize("name", ["rtformer_slim_cityscapes", "rtformer_base_ade20k"])
+def test_cost_is_exact(name):
+    golden = golden_json(name)
+    for key, macs in golden["flops"].items():
+        size, injection = key.removeprefix("MACs_").split("_inj")
+        model = meta(GOLDENS[name][0], injection=json.loads(injection.lower()), aux_head=False)
+        assert segzoo.cost(model, tuple(map(int, size.split("x")))).macs == macs, key
+    assert parameters(meta(GOLDENS[name][0])) == golden["params_total"]
+    assert parameters(meta(GOLDENS[name][0], aux_head=False)) == golden["params_without_aux"]
+
+
+def meta(name: str, **options) -> nn.Module:
+    with torch.device("meta"):
+        return segzoo.create_model(name, **options)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def by_the_papers_convention(model: nn.Module, size: tuple[int, int]) -> tuple[float, float]:
+    """(M parameters, GMACs with biases) of convolution modules: no learned keys and values, no matmul of attention."""
+    learned = [
+        weight
+        for module in model.modules()
+        if isinstance(module, GPUFriendlyAttention)
+        for weight in (module.keys.conv.weight, module.values.weight)
+    ]
+    keys = [module.keys.conv for module in model.modules() if isinstance(module, GPUFriendlyAttention)]
+    macs = 0
+
+    def count(conv: nn.Conv2d, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * (conv.weight[0].numel() + (conv.bias is not None))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and not any(module is conv for conv in keys):
+            module.register_forward_hook(count)
+    model.eval()(torch.empty(1, 3, *size, device="meta"))
+    return (parameters(model) - sum(weight.numel() for weight in learned)) / 1e6, macs / 1e9
+
+
+COLUMNS = ("row", "params", "params_no_kv", "macs", "conv_macs", "paddle", "paper_params", "paper_macs")
+TABLE = [dict(zip(COLUMNS, row, strict=True)) for row in golden_json("flops_SegViT_RTFormer")["rtformer"]["rows"]]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row["row"] for row in TABLE])
+def test_cost_is_the_published_table(row):
+    words = row["row"].split()
+    injection = (True, "[T,T]" in words)
+    size = (224, 224) if "224" in words else tuple(map(int, words[-1].split("x")))
+    if "backbone" in words:
+        model = meta(f"rtformer_{words[0].lower()}_backbone", injection=injection, num_classes=0)
+    else:
+        classes = int(words[1]) if words[2] == "cls" else 19
+        model = meta(f"rtformer_{words[0].lower()}", injection=injection, aux_head=False, num_classes=classes)
+    exact = segzoo.cost(model, size)
+    if row["params"] is not None:
+        assert exact.params / 1e6 == pytest.approx(row["params"], abs=5.1e-4)
+    if row["macs"] is not None:
+        assert exact.macs / 1e9 == pytest.approx(row["macs"], abs=5.1e-4)
+    params, macs = by_the_papers_convention(model, size)
+    if row["params_no_kv"] is not None:
+        # One row (the Base backbone's) is 0.0017 below its own total less the 0.9175 of keys and values.
+        assert params == pytest.approx(row["params_no_kv"], abs=2e-3)
+    if row["conv_macs"] is not None:
+        assert macs == pytest.approx(row["conv_macs"], abs=5.1e-4)
+        # The paper's own figures: to the digit for [T, F], which it counts for every size.
+        if "[T,F]" in words:
+            assert params == pytest.approx(row["paper_params"], abs=0.1)
+            assert macs == pytest.approx(row["paper_macs"], abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["rtformer_slim", "rtformer_base"])
+def test_published_figures_of_the_variants(name):
+    for published in variant_of(name).published:
+        model = meta(name, injection=(True, False), aux_head=False, num_classes=published.num_classes)
+        params, macs = by_the_papers_convention(model, published.size)
+        assert params == pytest.approx(published.params_m, abs=0.1)
+        assert macs == pytest.approx(published.gmacs, abs=0.06)
+
+
+# ---- inference reduction
+
+
+def tiny(**options) -> nn.Module:
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_rtformer", **options)
+    for module in model.modules():
+        if isinstance(module, CrossResolutionAttention):
+            nn.init.normal_(module.kv.weight)  # large enough that the attention matters
+    return model.eval()
+
+
+def test_the_grid_is_one_site_of_both_blocks():
+    model = tiny()
+    sites = segzoo.reduction_sites(model)
+    assert list(sites) == ["encoder.grid"]
+    assert len(sites["encoder.grid"]) == 2
+    assert list(segzoo.reduction_sites(segzoo.create_model("rtformer_slim_backbone"))) == ["encoder.grid"]
+    assert "encoder.grid" not in segzoo.reduction_sites(tiny(attention_high="gpu_friendly"))
+
+
+def test_reduction_halves_the_grid_and_keeps_the_temperature():
+    model, x = tiny(), torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        trained = model(x)
+        model.set_inference_reduction(2)
+        reduced = model(x)
+        small = tiny(cross_size=2)
+        small.load_state_dict(model.state_dict())
+        assert not torch.allclose(small(x), reduced)  # 1 / 2 is not the trained temperature
+        for module in small.modules():
+            if isinstance(module, CrossResolutionAttention):
+                module.scale = 1 / 4
+        assert torch.equal(small(x), reduced)
+        assert not torch.allclose(trained, reduced)
+        model.set_inference_reduction({"encoder": 100})  # clamped at one token
+        assert model(x).isfinite().all()
+        model.set_inference_reduction(None)
+        assert torch.equal(model(x), trained)
+
+
+def test_reduction_saves_a_quarter_of_the_grids_cost():
+    model = meta("rtformer_slim", aux_head=False)
+    full = segzoo.cost(model, (512, 1024)).macs
+    with segzoo.inference_reduction(model, 2):
+        reduced = segzoo.cost(model, (512, 1024)).macs
+    # Per block: scores and their product with the values (8192 queries of 64 channels), and keys and values.
+    saved = 2 * (12**2 - 6**2) * (2 * 64 * 128 * 64 + 256 * 128)
+    assert full - reduced == saved
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_low": "external"},
+        {"attention_low": "external", "external_ratio": 0.125},
+        {"attention_low": "multi_head"},
+        {"attention_high": "gpu_friendly"},
+        {"attention_high": "external"},
+        {"attention_high": "multi_head"},
+        {"attention_low": "multi_head", "attention_high": "multi_head"},
+        {"attention_low": "external", "attention_high": "external"},
+        {"groups": 1},
+        {"groups": 2},
+        {"cross_size": 6},
+        {"feed_forward": "mix"},
+        {"feed_forward": "mix", "mlp_ratio": 2},
+        {"injection": (False, False)},
+        {"aux_head": False},
+    ],
+    ids=str,
+)
+def test_ablations_build_run_and_learn(options):
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_rtformer", drop_path_rate=0.0, **options)
+    out = model.forward_train(torch.randn(2, 3, 61, 83))
+    assert out["scores"].shape == (2, 7, 61, 83)
+    (out["scores"].square().mean() + sum(aux.square().mean() for aux in out["aux"])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    model.eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 61, 83)).shape == (2, 7, 61, 83)
+        exact = segzoo.fold(model.double())(x := torch.randn(1, 3, 61, 83).double())
+        torch.testing.assert_close(exact, model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["gpu_friendly", "external", "multi_head", "cross"])
+def test_ablations_differ_in_what_they_compute(kind):
+    x = torch.randn(1, 3, 64, 64)
+    names = {name for name, _ in tiny(attention_high=kind).named_parameters() if ".attn_high." in name}
+    others = [k for k in ("gpu_friendly", "external", "multi_head", "cross") if k != kind]
+    for other in others:
+        assert names != {name for name, _ in tiny(attention_high=other).named_parameters() if ".attn_high." in name}
+    with torch.no_grad():
+        assert tiny(attention_high=kind)(x).isfinite().all()
+
+
+def test_groups_change_the_normalisation():
+    x = torch.randn(1, 64, 6, 8)
+    one, four = (
+        GPUFriendlyAttention(in_chans=64, chans=64, inner=64, groups=groups).double().eval() for groups in (1, 4)
+    )
+    nn.init.normal_(one.keys.conv.weight)
+    four.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        scores = one.keys(x.double()).flatten(2).softmax(dim=2)  # (B, M, N)
+        for model, groups in ((one, 1), (four, 4)):
+            parts = [part / (part.sum(dim=1, keepdim=True) + 1e-6) for part in scores.chunk(groups, dim=1)]
+            expected = torch.einsum("cm,bmn->bcn", model.values.weight, torch.cat(parts, dim=1)).unflatten(2, (6, 8))
+            torch.testing.assert_close(model(x.double(), x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attention_low": "cross"}, ("attention_low", "gpu_friendly, external, multi_head")),
+        ({"attention_high": "linear"}, ("attention_high", "cross")),
+        ({"feed_forward": "swiglu"}, ("feed_forward", "conv3x3, mix")),
+        ({"cross_size": 0}, ("cross_size", "at least 1")),
+        ({"cross_size": 2.5}, ("cross_size", "whole number")),
+        ({"groups": 3}, ("groups=3", "low branch (64)", "gpu_friendly")),
+        ({"attention_high": "gpu_friendly", "cross_size": 5}, ("groups=4", "cross_size ** 2 (25)")),
+        ({"injection": (True,)}, ("injection", "two")),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, words):
+    with pytest.raises(SegzooError) as error:
+        segzoo.create_model("test_rtformer", **options)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_weights_rows_carry_the_hyper_parameters_of_their_data_set():
+    expected = {
+        "rtformer_slim.cityscapes": (12, (True, True), 0.2, 19),
+        "rtformer_slim.ade20k": (8, (True, False), 0.1, 150),
+        "rtformer_base.cityscapes": (12, (True, False), 0.2, 19),
+        "rtformer_base.ade20k": (12, (True, False), 0.1, 150),
+    }
+    for name, values in expected.items():
+        cfg = meta(name).cfg
+        assert (cfg.cross_size, cfg.injection, cfg.drop_path_rate, cfg.num_classes) == values
+    assert meta("rtformer_slim.camvid").cfg.num_classes == 11
+    assert meta("rtformer_base.coco_stuff").cfg.num_classes == 171
+
+
+def test_features_of_the_backbone_are_the_pyramid():
+    model = segzoo.create_model("rtformer_slim_backbone", features_only=True).eval()
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, 96, 160))
+    assert [tuple(x.shape[1:]) for x in maps] == [(32, 24, 40), (64, 12, 20), (128, 6, 10), (256, 3, 5)]
+    assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
