@@ -1,0 +1,58 @@
+"""The README's promises: its Python blocks run in order, its commands exist, its numbers are those of the tables."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segzoo.data import scenes
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(scenes.render(seed=4_000_000, size=(128, 256))[0]).save("street.jpg")
+    namespace: dict = {}
+    assert len(blocks("python")) >= 3
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["street.png", "street_overlay.png"]
+
+
+def test_shell_blocks_name_real_commands():
+    from segzoo.cli import _parser
+
+    commands = [line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if line]
+    assert commands
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for program, *arguments in commands:
+        if program == "make":
+            assert arguments[0] in targets
+        else:
+            assert program == "segzoo"
+            _parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("file", re.findall(r"\]\((benchmarks/results/[^)]+|[A-Z]+\.md)\)", README))
+def test_links_lead_somewhere(file):
+    assert (ROOT / file).is_file()
+
+
+def test_accuracy_table_is_the_measured_one():
+    path = ROOT / "benchmarks/results/scenes_edaformer_t.scenes_256x512_cpu1.csv"
+    with open(path, newline="") as file:
+        rows = {row["reduction"]: row for row in csv.DictReader(file)}
+    for preset in ("base", "decoder", "optimal", "fast"):
+        row = rows[preset]
+        values = f"{float(row['miou']):.4f} | {float(row['small_class_miou']):.4f} | {float(row['gmacs']):.3f}"
+        assert f"| {preset} | {values} | {float(row['time_ratio']):.2f} |" in README
