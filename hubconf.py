@@ -9,12 +9,15 @@ import functools
 
 dependencies = ["torch", "timm", "safetensors", "huggingface_hub", "numpy", "PIL"]
 
-from segzoo.models import create_model, list_models, model_info  # noqa: E402
+# Names with an underscore are no entry points of torch.hub.
+from segzoo.models import create_model as _create_model  # noqa: E402
+from segzoo.models import list_models as _list_models  # noqa: E402
+from segzoo.models import model_info as _model_info  # noqa: E402
 
 
 def _entry_point(name):
-    entry_point = functools.partial(create_model, name)
-    info = model_info(name)
+    entry_point = functools.partial(_create_model, name)
+    info = _model_info(name)
     size = f"{info.params:,} parameters" if info.params else "a tiny model for tests"
     entry_point.__doc__ = (
         f"{name} ({info.family}), {size}.\n\nWeights: {', '.join(info.tags) or 'none'}.\n"
@@ -23,4 +26,4 @@ def _entry_point(name):
     return entry_point
 
 
-globals().update({name: _entry_point(name) for name in list_models()})
+globals().update({name: _entry_point(name) for name in _list_models()})
