@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import segzoo
 from segzoo.data import scenes
 from segzoo.models._pretrained import IMAGENET_MEAN, IMAGENET_STD
+from segzoo.training.losses import ATMLoss
 
 SIZE = (256, 512)
 FIRST_HELD_OUT_SEED = 1_000_000  # training seeds stay below, evaluation seeds at or above
@@ -75,15 +76,7 @@ def class_weights(data: np.ndarray) -> Tensor:
 def make_loss(model: nn.Module, weights: Tensor):
     """Cross-entropy, with the auxiliary heads at 0.4 where a family has them; SegViT's own loss for products."""
     if model.score_kind == "product":
-        from segzoo.training.losses import ATMLoss
-
-        atm_loss = ATMLoss(num_classes=model.num_classes)
-
-        def atm(output: dict, labels: Tensor) -> Tensor:
-            losses = atm_loss(output, labels)
-            return losses if isinstance(losses, Tensor) else sum(losses.values())
-
-        return atm
+        return ATMLoss()
 
     def loss(output: dict, labels: Tensor) -> Tensor:
         total = F.cross_entropy(output["scores"].float(), labels, weights)
