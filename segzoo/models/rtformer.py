@@ -47,7 +47,7 @@ FEED_FORWARD = ("conv3x3", "mix")
 
 @dataclasses.dataclass(frozen=True)
 class RTFormerBackboneConfig:
-    """Configuration of the backbone. The last six but two fields are the ablations of the paper's Table 5."""
+    """Configuration of the backbone. From `injection` to `mlp_ratio` it spans the paper's ablations (Table 5)."""
 
     base_chans: int = 32  # channels C at stride 4; the high branch has 2C, the low branch 8C
     depths: tuple[int, int, int] = (2, 2, 2)  # residual blocks at strides 4, 8 and 16
@@ -668,7 +668,7 @@ BACKBONE_VARIANTS = {
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
-_README = "https://github.com/PaddlePaddle/PaddleSeg/tree/release/2.8/configs/rtformer"
+_ORIGIN = "https://github.com/PaddlePaddle/PaddleSeg (configs/rtformer; arXiv 2210.07124)"
 _STORE = "https://paddleseg.bj.bcebos.com/dygraph"
 
 _CITYSCAPES = PretrainedCfg(
@@ -681,7 +681,7 @@ _CITYSCAPES = PretrainedCfg(
     miou_protocol="single scale, whole image",
     license="apache-2.0",
     commercial_use=True,
-    origin=f"{_README} (arXiv 2210.07124)",
+    origin=_ORIGIN,
 )
 _ADE20K = dataclasses.replace(
     _CITYSCAPES,
@@ -722,7 +722,7 @@ _IMAGENET = PretrainedCfg(
     test_size=(224, 224),
     license="apache-2.0",
     commercial_use=True,
-    origin=f"{_README} (arXiv 2210.07124)",
+    origin=_ORIGIN,
 )
 
 
