@@ -2,6 +2,8 @@
 
 Sources: ToMe (Bolya et al., arXiv 2210.09461) for the bipartite matching, Segformer++ (arXiv 2405.14467) for its
 two-dimensional form and the neighbour forms. A pair that merges nothing is `(identity, identity)`.
+
+Every average is taken of differences to one of the tokens, so that equal tokens come back bit by bit.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._errors import SegzooError
 from .shapes import to_channels_first, to_channels_last
 
 TokenMap = Callable[[Tensor], Tensor]
@@ -44,41 +47,51 @@ def bipartite_2d(
     Returns:
         merge: (B, N, C) -> (B, N - r, C), the kept sources first, then the destinations in row-major order.
         unmerge: (B, N - r, C) -> (B, N, C), every merged source gets its destination's token.
+
+    Raises:
+        SegzooError: a ratio outside [0, 1], a stride below 1, or a grid that does not hold N tokens.
     """
     H, W = grid
-    B, N, C = metric_BNC.shape
-    source_N, destination_D = _split_cells(H, W, stride, metric_BNC.device)
-    num_merged = min(int(N * ratio), len(source_N))
+    B, N, _ = metric_BNC.shape
+    device = metric_BNC.device
+    _check("bipartite_2d", stride=stride, ratio=ratio)
+    if H * W != N:
+        raise SegzooError(f"bipartite_2d: a grid of {H} x {W} does not hold {N} tokens; pass (H, W) with H * W = N")
+    source_S, destination_D = _split_cells(H, W, stride, device)
+    num_merged = min(int(N * ratio), len(source_S))
     if num_merged == 0 or len(destination_D) == 0:
         return identity, identity
 
     with torch.no_grad():  # the choice of partners is not differentiable; the averages are
-        score_BS, partner_BS = _best_partner(metric_BNC, source_N, destination_D, chunk_bytes)
+        score_BS, partner_BS = _best_partner(metric_BNC, source_S, destination_D, chunk_bytes)
         # A stable sort, so that equal scores keep the row-major order on every machine.
         order_BS = score_BS.argsort(dim=-1, descending=True, stable=True)
         merged_BR, kept_BU = order_BS[:, :num_merged], order_BS[:, num_merged:]
-        partner_BR = partner_BS.gather(1, merged_BR)
-        merged_tokens_BR, kept_tokens_BU = source_N[merged_BR], source_N[kept_BU]
-    num_kept = kept_BU.shape[1]
+        num_kept = kept_BU.shape[1]
+        M = num_kept + len(destination_D)
 
-    def take(x_BNC: Tensor, index_BT: Tensor) -> Tensor:
-        return x_BNC.gather(1, index_BT[..., None].expand(-1, -1, x_BNC.shape[-1]))
+        # Rows of the merged tokens: the token that each starts from, and the row where each merged token goes.
+        start_BM = torch.cat([source_S[kept_BU], destination_D.expand(B, -1)], dim=1)
+        target_BR = num_kept + partner_BS.gather(1, merged_BR)
+        merged_BR = source_S[merged_BR]
+        row_M = torch.arange(M, device=device).expand(B, -1)
+        origin_BN = torch.empty(B, N, dtype=torch.long, device=device)
+        origin_BN = origin_BN.scatter_(1, start_BM, row_M).scatter_(1, merged_BR, target_BR)
+
+        # Indices into all images' rows at once, since whole rows are copied and added much faster that way.
+        image_B1 = torch.arange(B, device=device)[:, None]
+        start, origin = (start_BM + image_B1 * N).flatten(), (origin_BN + image_B1 * M).flatten()
+        merged, target = (merged_BR + image_B1 * N).flatten(), (target_BR + image_B1 * M).flatten()
+        group_size = torch.ones(B * M, device=device).index_add_(0, target, torch.ones(B * num_merged, device=device))
 
     def merge(x_BNC: Tensor) -> Tensor:
-        merged = take(x_BNC, merged_tokens_BR)
-        index = partner_BR[..., None].expand_as(merged)
-        averaged = x_BNC[:, destination_D].scatter_reduce(1, index, merged, reduce="mean", include_self=True)
-        return torch.cat([take(x_BNC, kept_tokens_BU), averaged], dim=1)
-
-    # One gather undoes the merge: row n of the result is row `origin[n]` of the merged tokens.
-    origin_BN = torch.empty(B, N, dtype=torch.long, device=metric_BNC.device)
-    origin_BN[:, destination_D] = num_kept + torch.arange(len(destination_D), device=metric_BNC.device)
-    origin_BN = origin_BN.scatter(
-        1, kept_tokens_BU, torch.arange(num_kept, device=metric_BNC.device).expand(B, num_kept)
-    ).scatter(1, merged_tokens_BR, num_kept + partner_BR)
+        x = x_BNC.flatten(0, 1)
+        kept = x[start]
+        added = torch.zeros_like(kept).index_add(0, target, x[merged].sub_(kept[target]))
+        return (kept + added / group_size.to(x.dtype)[:, None]).unflatten(0, (B, M))
 
     def unmerge(x_BMC: Tensor) -> Tensor:
-        return take(x_BMC, origin_BN)
+        return x_BMC.flatten(0, 1)[origin].unflatten(0, (B, N))
 
     return merge, unmerge
 
@@ -86,22 +99,33 @@ def bipartite_2d(
 def neighbour_2d(grid: tuple[int, int], *, stride: int) -> tuple[TokenMap, TokenMap]:
     """Average every `stride` x `stride` cell; cells at the border average the tokens that exist (Segformer++ n2d).
 
-    merge: (B, H * W, C) -> (B, ceil(H / stride) * ceil(W / stride), C); unmerge copies the average back.
+    Args:
+        grid: (H, W); smaller than one cell in both directions merges nothing.
+        stride: side of a cell, >= 1.
+
+    Returns:
+        merge: (B, H * W, C) -> (B, ceil(H / stride) * ceil(W / stride), C).
+        unmerge: the way back, every token gets its cell's average.
+
+    Raises:
+        SegzooError: a stride below 1.
     """
     H, W = grid
-    if stride == 1:
+    _check("neighbour_2d", stride=stride)
+    if stride == 1 or (H < stride and W < stride):
         return identity, identity
+    cells = (-(-H // stride), -(-W // stride))
 
     def merge(x_BNC: Tensor) -> Tensor:
-        map_BCHW = to_channels_first(x_BNC.unflatten(1, (H, W)))
-        pooled = F.avg_pool2d(map_BCHW, stride, ceil_mode=True, count_include_pad=False)
-        return to_channels_last(pooled).flatten(1, 2)
+        first_B1C = x_BNC[:, :1]
+        map_BCHW = to_channels_first((x_BNC - first_B1C).unflatten(1, (H, W)))
+        pooled_BCHW = F.avg_pool2d(map_BCHW, stride, ceil_mode=True, count_include_pad=False)
+        return first_B1C + to_channels_last(pooled_BCHW).flatten(1, 2)
 
     def unmerge(x_BMC: Tensor) -> Tensor:
-        map_BHWC = x_BMC.unflatten(1, (-(-H // stride), -(-W // stride)))
         rows = torch.arange(H, device=x_BMC.device) // stride
         columns = torch.arange(W, device=x_BMC.device) // stride
-        return map_BHWC[:, rows][:, :, columns].flatten(1, 2)
+        return x_BMC.unflatten(1, cells)[:, rows][:, :, columns].flatten(1, 2)
 
     return merge, unmerge
 
@@ -109,19 +133,37 @@ def neighbour_2d(grid: tuple[int, int], *, stride: int) -> tuple[TokenMap, Token
 def neighbour_1d(num_tokens: int, *, stride: int) -> tuple[TokenMap, TokenMap]:
     """Average every `stride` consecutive tokens in row-major order; the last group may be shorter.
 
-    merge: (B, N, C) -> (B, ceil(N / stride), C); unmerge copies the average back.
+    Args:
+        num_tokens: N; fewer than `stride` merge nothing.
+        stride: tokens a group, >= 1.
+
+    Returns:
+        merge: (B, N, C) -> (B, ceil(N / stride), C).
+        unmerge: the way back, every token gets its group's average.
+
+    Raises:
+        SegzooError: a stride below 1.
     """
-    if stride == 1:
+    _check("neighbour_1d", stride=stride)
+    if stride == 1 or num_tokens < stride:
         return identity, identity
 
     def merge(x_BNC: Tensor) -> Tensor:
-        pooled = F.avg_pool1d(x_BNC.transpose(1, 2), stride, ceil_mode=True, count_include_pad=False)
-        return pooled.transpose(1, 2)
+        first_B1C = x_BNC[:, :1]
+        pooled_BCM = F.avg_pool1d((x_BNC - first_B1C).mT, stride, ceil_mode=True, count_include_pad=False)
+        return first_B1C + pooled_BCM.mT
 
     def unmerge(x_BMC: Tensor) -> Tensor:
         return x_BMC[:, torch.arange(num_tokens, device=x_BMC.device) // stride]
 
     return merge, unmerge
+
+
+def _check(function: str, *, stride: int, ratio: float = 0.0) -> None:
+    if stride < 1:
+        raise SegzooError(f"{function}: stride must be a whole number of at least 1, not {stride!r}")
+    if not 0 <= ratio <= 1:
+        raise SegzooError(f"{function}: ratio must be a number between 0 and 1, not {ratio!r}")
 
 
 def _split_cells(H: int, W: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -131,21 +173,29 @@ def _split_cells(H: int, W: int, stride: int, device: torch.device) -> tuple[Ten
     destination_D = (rows[:, None] * W + columns).flatten()
     is_destination_N = torch.zeros(H * W, dtype=torch.uint8, device=device).index_fill(0, destination_D, 1)
     # Sorting by the flag lists the sources with a shape known in advance, as compilers and meta tensors need.
-    source_N = is_destination_N.argsort(stable=True)[: H * W - len(destination_D)]
-    return source_N, destination_D
+    source_S = is_destination_N.argsort(stable=True)[: H * W - len(destination_D)]
+    return source_S, destination_D
 
 
 def _best_partner(
-    metric_BNC: Tensor, source_N: Tensor, destination_D: Tensor, chunk_bytes: int
+    metric_BNC: Tensor, source_S: Tensor, destination_D: Tensor, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarity of each source to its most similar destination, and that destination's position."""
     B, _, C = metric_BNC.shape
-    destination_BDC = F.normalize(metric_BNC[:, destination_D], dim=-1)
-    row_bytes = B * (len(destination_D) + 2 * C) * metric_BNC.element_size()
-    scores, partners = [], []
-    for chunk_N in source_N.split(max(1, chunk_bytes // row_bytes)):
-        source_BSC = F.normalize(metric_BNC[:, chunk_N], dim=-1)
-        score_BS, partner_BS = (source_BSC @ destination_BDC.transpose(1, 2)).max(dim=-1)
-        scores.append(score_BS)
-        partners.append(partner_BS)
-    return torch.cat(scores, dim=1), torch.cat(partners, dim=1)
+    destination_BCD = F.normalize(metric_BNC[:, destination_D], dim=-1).mT
+    source_bytes = B * (len(destination_D) + 2 * C) * metric_BNC.element_size()
+    # Chunks of nearly one size: a last chunk of a few rows might be rounded by another kernel than the rest.
+    num_chunks = min(len(source_S), -(-len(source_S) * source_bytes // chunk_bytes))
+    chunks = source_S.tensor_split(num_chunks)
+    # One buffer for all chunks, and results in place: the allocator has no chance to spread them over the heap.
+    similarity_BSD = metric_BNC.new_empty(B, len(chunks[0]), len(destination_D))
+    score_BS = metric_BNC.new_empty(B, len(source_S))
+    partner_BS = torch.empty(B, len(source_S), dtype=torch.long, device=metric_BNC.device)
+    first = 0
+    for chunk_S in chunks:
+        rows = slice(first, first + len(chunk_S))
+        source_BSC = F.normalize(metric_BNC[:, chunk_S], dim=-1)
+        similarity = torch.matmul(source_BSC, destination_BCD, out=similarity_BSD[:, : len(chunk_S)])
+        score_BS[:, rows], partner_BS[:, rows] = similarity.max(dim=-1)
+        first = rows.stop
+    return score_BS, partner_BS

@@ -1,6 +1,6 @@
 """One file a family, plus the contract (`_base`), the registry, and the weights. Importing registers every family."""
 
-from . import edaformer, eft, rtformer
+from . import edaformer, eft, mit, rtformer, segformer
 from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
 from ._pretrained import PretrainedCfg
 from ._registry import create_model, list_models, list_pretrained, model_info
@@ -18,6 +18,8 @@ __all__ = [
     "list_models",
     "list_pretrained",
     "load_weights",
+    "mit",
     "model_info",
     "rtformer",
+    "segformer",
 ]

@@ -57,6 +57,13 @@ class Model(nn.Module):
         classes = {id(parameter) for parameter in self.get_classifier().parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in classes}
 
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict in segzoo's names, made for other options of this model, fitted to its own where that is sound.
+
+        Called by `load_weights` before the strict check; most models have nothing to fit.
+        """
+        return state
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are never decayed, beyond norms and biases."""
         return set()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -66,6 +68,49 @@ class Squeeze:
             return tensor[:, :, 0, 0] if is_conv else tensor
 
         return {key: squeeze(key, tensor) for key, tensor in state.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Cut the tensors that `pattern` matches along their first axis; `pieces` gives each one's name and share."""
+
+    pattern: str
+    pieces: Sequence[tuple[str, int]]  # (replacement of the match, parts of the whole)
+
+    def __call__(self, state: StateDict) -> StateDict:
+        result: StateDict = {}
+        shares = [share for _, share in self.pieces]
+        for key, tensor in state.items():
+            if not re.search(self.pattern, key) or len(tensor) % sum(shares):
+                result[key] = tensor
+                continue
+            unit = len(tensor) // sum(shares)
+            parts = tensor.split([unit * share for share in shares])
+            for (replacement, _), part in zip(self.pieces, parts, strict=True):
+                result[re.sub(self.pattern, replacement, key)] = part
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Concat:
+    """Join tensors along their first axis: what `patterns` match, in their order, under one name.
+
+    Where one of them is missing, the others stay as they are and the strict check names them.
+    """
+
+    patterns: Sequence[str]
+    replacement: str
+
+    def __call__(self, state: StateDict) -> StateDict:
+        groups: dict[str, list[str]] = {}
+        for pattern in self.patterns:
+            for key in state:
+                if re.search(pattern, key):
+                    groups.setdefault(re.sub(pattern, self.replacement, key), []).append(key)
+        whole = {name: keys for name, keys in groups.items() if len(keys) == len(self.patterns)}
+        used = {key for keys in whole.values() for key in keys}
+        joined = {name: torch.cat([state[key] for key in keys]) for name, keys in whole.items()}
+        return {**{key: tensor for key, tensor in state.items() if key not in used}, **joined}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +174,7 @@ def load_weights(
     state = read_state_dict(weights) if isinstance(weights, (str, Path)) else dict(weights)
     state = _tensors(_unwrap(state), source)
     own = target.state_dict()
-    state = to_own_layout(target, state)
+    state = target.fit_state(to_own_layout(target, state))
     if target.num_classes == 0 and hasattr(target, "head"):
         state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
     if renew_classifier:
@@ -165,7 +210,10 @@ def read_state_dict(path: str | Path) -> StateDict:
             return load_file(path)
         if path.suffix in (".pdparams", ".zip"):
             return read_pdparams(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that what is not used (an optimizer's state) is never read; the old format cannot be mapped.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about old pickle protocols, which load all the same
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (safetensors.SafetensorError, EOFError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no weights file ({error}); download or copy it again") from error
     except pickle.UnpicklingError as error:

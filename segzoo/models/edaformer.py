@@ -180,7 +180,9 @@ VARIANTS = {
             (("base", 32.0, 605.9), ("decoder", 31.3, 569.0), ("optimal", 29.4, 452.9), ("fast", 26.6, 298.1))
         ),
     ),
-    "edaformer_mit_b0": Variant(EDAFORMER_MIT_B0, published=(PublishedCost((512, 512), gmacs=4.6, num_classes=150),)),
+    "edaformer_mit_b0": Variant(
+        EDAFORMER_MIT_B0, params=4_947_574, published=(PublishedCost((512, 512), gmacs=4.6, num_classes=150),)
+    ),
     "test_edaformer": Variant(TEST_EDAFORMER),
 }
 

@@ -44,6 +44,9 @@ class EFTConfig:
     in_chans: int = 3
     num_classes: int = 1000  # 0: pooled features
 
+    def build(self) -> EFT:
+        return EFT(self)
+
 
 class EmbeddingFreeAttention(nn.Module):
     """Attention whose queries are its input and whose keys and values are one Linear of the pooled input.

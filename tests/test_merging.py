@@ -1,0 +1,320 @@
+"""Token merging: properties of the pure functions, a plain reference, the memory bound, and merging in models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segzoo
+from segzoo import Bipartite, Neighbour1d, Neighbour2d
+from segzoo.layers.merging import bipartite_2d, identity, neighbour_1d, neighbour_2d
+
+PROPERTY = settings(deadline=None, max_examples=40, derandomize=True)
+
+SIDES = st.integers(1, 9)
+STRIDES = st.integers(1, 4)
+RATIOS = st.one_of(st.sampled_from([0.0, 0.5, 0.6, 0.9, 1.0]), st.floats(0, 1))
+SEEDS = st.integers(0, 2**31)
+
+
+def tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def all_pairs(x_BNC: torch.Tensor, H: int, W: int, ratio: float, stride: int):
+    """(merge, unmerge) of every function, by name."""
+    return {
+        "bipartite_2d": bipartite_2d(x_BNC, (H, W), ratio=ratio, stride=stride),
+        "neighbour_2d": neighbour_2d((H, W), stride=stride),
+        "neighbour_1d": neighbour_1d(H * W, stride=stride),
+    }
+
+
+def plain_bipartite(x_NC: torch.Tensor, H: int, W: int, ratio: float, stride: int) -> torch.Tensor:
+    """The paper's words token by token, for one image: token n -> the token whose group it ends in."""
+    destinations = [
+        r * W + c for r in range(0, H // stride * stride, stride) for c in range(0, W // stride * stride, stride)
+    ]
+    sources = [n for n in range(H * W) if n not in destinations]
+    group = torch.arange(H * W)
+    if not destinations or not sources:
+        return group
+    unit_NC = x_NC / x_NC.norm(dim=1, keepdim=True)
+    similarity = unit_NC[sources] @ unit_NC[destinations].T
+    best, partner = similarity.max(dim=1)
+    for s in best.argsort(descending=True)[: min(int(H * W * ratio), len(sources))].tolist():
+        group[sources[s]] = destinations[partner[s]]
+    return group
+
+
+def rows_of(pair, B: int, N: int) -> torch.Tensor:
+    """(B, N): the row of the merged tokens that each token comes back from."""
+    merge, unmerge = pair
+    M = merge(torch.zeros(B, N, 1)).shape[1]
+    return unmerge(torch.arange(M, dtype=torch.float64).expand(B, M)[..., None])[..., 0].long()
+
+
+@PROPERTY
+@given(B=st.integers(1, 3), H=SIDES, W=SIDES, ratio=RATIOS, stride=STRIDES, seed=SEEDS)
+def test_bipartite_is_the_plain_form(B, H, W, ratio, stride, seed):
+    x_BNC = tokens(B, H * W, 5, seed=seed)
+    pair = bipartite_2d(x_BNC, (H, W), ratio=ratio, stride=stride)
+    row_BN, merged_BMC = rows_of(pair, B, H * W), pair[0](x_BNC)
+    for b in range(B):
+        group_N = plain_bipartite(x_BNC[b], H, W, ratio, stride)
+        assert torch.equal(row_BN[b, :, None] == row_BN[b], group_N[:, None] == group_N)
+        for group in group_N.unique():
+            expected = x_BNC[b, group_N == group].mean(dim=0)
+            torch.testing.assert_close(merged_BMC[b, row_BN[b, group]], expected, rtol=0, atol=1e-12)
+
+
+@PROPERTY
+@given(H=SIDES, W=SIDES, stride=STRIDES, seed=SEEDS)
+def test_neighbours_are_averages_of_cells(H, W, stride, seed):
+    map_BHWC = tokens(2, H, W, 3, seed=seed)
+    merge, unmerge = neighbour_2d((H, W), stride=stride)
+    back_BHWC = unmerge(merge(map_BHWC.flatten(1, 2))).unflatten(1, (H, W))
+    merge, unmerge = neighbour_1d(H * W, stride=stride)
+    back_BNC = unmerge(merge(map_BHWC.flatten(1, 2)))
+    for r in range(H):
+        for c in range(W):
+            r0, c0, n0 = r // stride * stride, c // stride * stride, (r * W + c) // stride * stride
+            cell = map_BHWC[:, r0 : r0 + stride, c0 : c0 + stride].flatten(1, 2)
+            group = map_BHWC.flatten(1, 2)[:, n0 : n0 + stride]
+            cell = map_BHWC[:, r, c, None] if H < stride and W < stride else cell
+            group = map_BHWC[:, r, c, None] if H * W < stride else group
+            torch.testing.assert_close(back_BHWC[:, r, c], cell.mean(dim=1), rtol=0, atol=1e-12)
+            torch.testing.assert_close(back_BNC[:, r * W + c], group.mean(dim=1), rtol=0, atol=1e-12)
+
+
+@PROPERTY
+@given(
+    H=SIDES, W=SIDES, ratio=RATIOS, stride=STRIDES, seed=SEEDS, dtype=st.sampled_from([torch.float32, torch.float64])
+)
+def test_constant_tokens_come_back_exactly(H, W, ratio, stride, seed, dtype):
+    x_BNC = tokens(2, 1, 6, seed=seed, dtype=dtype).repeat(1, H * W, 1)
+    for name, (merge, unmerge) in all_pairs(x_BNC, H, W, ratio, stride).items():
+        assert torch.equal(unmerge(merge(x_BNC)), x_BNC), name
+
+
+@PROPERTY
+@given(H=SIDES, W=SIDES, ratio=RATIOS, stride=STRIDES)
+def test_token_counts(H, W, ratio, stride):
+    N = H * W
+    x_BNC = tokens(1, N, 4)
+    counts = {name: merge(x_BNC).shape[1] for name, (merge, _) in all_pairs(x_BNC, H, W, ratio, stride).items()}
+    destinations = (H // stride) * (W // stride)
+    assert counts["bipartite_2d"] == (N - min(int(N * ratio), N - destinations) if destinations else N)
+    too_small = H < stride and W < stride
+    assert counts["neighbour_2d"] == (N if too_small else -(-H // stride) * -(-W // stride))
+    assert counts["neighbour_1d"] == (N if N < stride else -(-N // stride))
+    for name, (merge, unmerge) in all_pairs(x_BNC, H, W, ratio, stride).items():
+        # Other channels than the metric's go through, too.
+        assert unmerge(merge(x_BNC[..., :2])).shape == (1, N, 2), name
+
+
+@PROPERTY
+@given(H=SIDES, W=SIDES, ratio=RATIOS, stride=STRIDES, seed=SEEDS)
+def test_images_of_a_batch_do_not_mix(H, W, ratio, stride, seed):
+    x_BNC, other_BNC = tokens(3, H * W, 4, seed=seed), tokens(3, H * W, 4, seed=seed + 1)
+    other_BNC[1] = x_BNC[1]
+    pairs, other_pairs = all_pairs(x_BNC, H, W, ratio, stride), all_pairs(other_BNC, H, W, ratio, stride)
+    for name in pairs:
+        (merge, unmerge), (other_merge, other_unmerge) = pairs[name], other_pairs[name]
+        assert torch.equal(unmerge(merge(x_BNC))[1], other_unmerge(other_merge(other_BNC))[1]), name
+
+
+@PROPERTY
+@given(H=SIDES, W=SIDES, ratio=RATIOS, stride=STRIDES, seed=SEEDS, order=st.permutations(range(4)))
+def test_permuting_the_batch_commutes(H, W, ratio, stride, seed, order):
+    x_BNC = tokens(4, H * W, 4, seed=seed)
+    pairs, permuted_pairs = all_pairs(x_BNC, H, W, ratio, stride), all_pairs(x_BNC[order], H, W, ratio, stride)
+    for name in pairs:
+        (merge, unmerge), (permuted_merge, permuted_unmerge) = pairs[name], permuted_pairs[name]
+        merged, permuted = merge(x_BNC), permuted_merge(x_BNC[order])
+        assert torch.equal(merged[order], permuted), name
+        assert torch.equal(unmerge(merged)[order], permuted_unmerge(permuted)), name
+
+
+@PROPERTY
+@given(H=SIDES, W=SIDES, stride=STRIDES)
+def test_ratio_0_and_stride_1_are_the_identity(H, W, stride):
+    x_BNC = tokens(2, H * W, 4)
+    assert bipartite_2d(x_BNC, (H, W), ratio=0, stride=stride) == (identity, identity)
+    assert all(pair == (identity, identity) for pair in all_pairs(x_BNC, H, W, 0.9, 1).values())
+    assert identity(x_BNC) is x_BNC
+
+
+@PROPERTY
+@given(H=st.integers(1, 4), W=st.integers(1, 4), ratio=RATIOS)
+def test_a_grid_smaller_than_the_stride_merges_nothing(H, W, ratio):
+    x_BNC = tokens(1, H * W, 4)
+    pairs = all_pairs(x_BNC, H, W, ratio, 5)
+    assert pairs["bipartite_2d"] == pairs["neighbour_2d"] == (identity, identity)
+    assert neighbour_1d(4, stride=5) == (identity, identity)
+    assert bipartite_2d(tokens(1, 4 * 9, 2), (4, 9), ratio=0.9, stride=5) == (identity, identity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", [(24, 36), (13, 17)])
+def test_chunks_change_nothing(grid, dtype):
+    x_BNC = tokens(2, grid[0] * grid[1], 32, dtype=dtype)
+    merge, _ = bipartite_2d(x_BNC, grid, ratio=0.8, stride=4, chunk_bytes=2**40)
+    for chunk_bytes in (2**12, 2**14, 2**16, 2**18):
+        chunked_merge, _ = bipartite_2d(x_BNC, grid, ratio=0.8, stride=4, chunk_bytes=chunk_bytes)
+        assert torch.equal(merge(x_BNC), chunked_merge(x_BNC))
+
+
+PEAK = """
+import resource, torch
+from segzoo.layers.merging import bipartite_2d
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+torch.set_num_threads(1)
+bipartite_2d(torch.randn(1, 64, 8), (8, 8), ratio=0.5, stride=2)  # libraries load
+torch.randn(500, 500) @ torch.randn(500, 500)
+for grid, chans, ratio, stride in {calls}:
+    metric = torch.randn(1, grid[0] * grid[1], chans)
+    before = peak_mib()
+    pair = bipartite_2d(metric, grid, ratio=ratio, stride=stride)
+    print(peak_mib() - before)
+    del pair, metric
+"""
+
+
+def test_matching_of_the_largest_images_fits_in_64_mib():
+    """SegFormer-B5 at 3840x2160: every matching of the presets hq and fast, and queries of the second stage."""
+    keys_values, queries = [(67, 120), (67, 120)], {1: (270, 480), 2: (135, 240), 3: (68, 120)}
+    calls = [(keys_values[i], (64, 128)[i], ratio, stride) for i in (0, 1) for ratio, stride in ((0.6, 2), (0.9, 4))]
+    calls += [(queries[i], (64, 128, 320, 512)[i], ratio, 4) for i in (2, 3) for ratio in (0.8, 0.9)]
+    calls += [(queries[1], 128, 0.8, 4)]
+    root = Path(__file__).resolve().parent.parent
+    code = PEAK.format(calls=calls)
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    peaks = [float(line) for line in result.stdout.split()]
+    assert len(peaks) == len(calls)
+    # Peaks only count what goes beyond the earlier ones, so that their sum bounds each of them.
+    assert sum(peaks) < 64
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: bipartite_2d(x, (2, 2), ratio=-0.1, stride=2),
+        lambda x: bipartite_2d(x, (2, 2), ratio=1.1, stride=2),
+        lambda x: bipartite_2d(x, (2, 2), ratio=float("nan"), stride=2),
+        lambda x: bipartite_2d(x, (2, 2), ratio=0.5, stride=0),
+        lambda x: bipartite_2d(x, (2, 3), ratio=0.5, stride=2),
+        lambda x: neighbour_2d((2, 2), stride=0),
+        lambda x: neighbour_1d(4, stride=0),
+    ],
+)
+def test_functions_refuse_by_name(call):
+    with pytest.raises(segzoo.SegzooError, match="(bipartite_2d|neighbour_2d|neighbour_1d): .*(ratio|stride|grid)"):
+        call(tokens(1, 4, 3))
+
+
+# --- in models ------------------------------------------------------------------------------------------------------
+
+ENTRIES = [Bipartite(0.6, 2), Neighbour2d(2), Neighbour1d(3)]
+
+
+@pytest.fixture
+def image():
+    return tokens(2, 3, 96, 160, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=repr)
+@pytest.mark.parametrize("name", ["test_eft", "test_edaformer", "test_mit", "test_segformer"])
+def test_every_layer_with_a_leaf_merges(name, entry, image):
+    torch.manual_seed(0)
+    model = segzoo.create_model(name).eval()
+    with torch.no_grad():
+        before = model(image)
+        for site in segzoo.reduction_sites(model):
+            with segzoo.inference_reduction(model, {site: entry}):
+                merged = model(image)
+            assert merged.isfinite().all()
+            assert not torch.equal(merged, before), site
+        assert torch.equal(model(image), before)
+
+
+@pytest.mark.parametrize("preset", ["hq", "fast", "n2d"])
+def test_merging_in_training(preset, image):
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_segformer", drop_path_rate=0.0, dropout=0.0)
+    scores = model(image)
+    model.set_inference_reduction(preset)
+    assert torch.equal(model(image), scores)  # neutral in training ...
+    model.set_inference_reduction(preset, during_training=True)
+    merged = model(image)
+    assert not torch.equal(merged, scores)  # ... unless asked for
+    merged.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_gradients_of_merging():
+    """The average is differentiated as an average; the matching is a constant."""
+    x_BNC = tokens(2, 24, 3).requires_grad_()
+    merge, unmerge = bipartite_2d(x_BNC, (4, 6), ratio=0.7, stride=2)
+    assert torch.autograd.gradcheck(lambda x: unmerge(merge(x).sin()), x_BNC)
+
+
+@pytest.mark.parametrize("preset", ["hq", "fast", "n2d", "isr"])
+def test_presets_compile_and_export(preset, image):
+    model = segzoo.create_model("test_segformer").eval()
+    model.set_inference_reduction(preset)
+    with torch.no_grad():
+        expected = model(image)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(image), expected)
+        exported = torch.export.export(model, (image,)).module()
+        torch.testing.assert_close(exported(image), expected)
+        meta = model.to("meta")
+        assert meta(image.to("meta")).shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("hp", "hp.*presets: base, hq, fast, n2d"),
+        ({"encoder": "hq"}, "no reduction entry"),
+        ({"encoder": {"type": "Tripartite", "ratio": 0.5, "stride": 2}}, "no reduction entry"),
+        ({"encoder": {"type": "Bipartite", "ratio": 1.5, "stride": 2}}, "ratio"),
+        ({"encoder": {"type": "Bipartite", "ratio": -0.5, "stride": 2}}, "ratio"),
+        ({"encoder": {"type": "Bipartite", "ratio": 0.5, "stride": 0}}, "stride"),
+        ({"encoder": {"type": "Neighbour2d", "stride": 0}}, "stride"),
+        ({"encoder.q": {"type": "Neighbour1d", "stride": -1}}, "stride"),
+        ({"encoder.q": {"type": "Pool", "factor": 2, "kind": "max"}}, "average"),
+        ({"encoder.q": {"type": "OverlapPool", "factor": 2}}, "encoder.0.q takes"),
+        ({"encoder.4": 2}, "encoder.4"),
+        ({"encoder": (2, 2)}, "4 levels"),
+    ],
+)
+def test_plans_refused_by_name_before_anything_changes(plan, message):
+    model = segzoo.create_model("test_segformer")
+    before = model.set_inference_reduction("hq")
+    with pytest.raises(segzoo.SegzooError, match=message):
+        model.set_inference_reduction(plan)
+    assert segzoo.layers.reduction.current_plan(model) == before
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), True, "half"])
+def test_entries_refuse_a_ratio(ratio):
+    with pytest.raises(segzoo.SegzooError, match="Bipartite: ratio"):
+        Bipartite(ratio, 2)
+
+
+@pytest.mark.parametrize("make", [lambda s: Bipartite(0.5, s), Neighbour2d, Neighbour1d])
+@pytest.mark.parametrize("stride", [0, -1, 1.5, True])
+def test_entries_refuse_a_stride(make, stride):
+    with pytest.raises(segzoo.SegzooError, match="stride"):
+        make(stride)
