@@ -134,7 +134,7 @@ def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[in
     H, W = image_size
     if row.resize == "keep_ratio":
         short, long = row.test_size
-        scale = min(short / min(H, W), long / max(H, W))
+        scale = max(min(short / min(H, W), long / max(H, W)), row.test_min_side / min(H, W))
         H, W = max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
     divisor = row.size_divisor
     return math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor

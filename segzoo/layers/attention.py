@@ -6,12 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, *, num_heads: int, scale: float | None = None) -> Tensor:
+def attend(
+    q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, *, num_heads: int, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """Multi-head attention without projections: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
 
     Args:
         num_heads: divides C; head h owns the channels [h * C / heads, (h + 1) * C / heads).
         scale: factor of the scores before the softmax; default (C / heads) ** -0.5.
+        dropout: probability of dropping an attention weight; pass 0 outside training.
     """
 
     def split(x_BNC: Tensor) -> Tensor:
@@ -19,4 +22,5 @@ def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, *, num_heads: int, scale
 
     k = split(k_BMC)
     v = k if v_BMC is k_BMC else split(v_BMC)
-    return F.scaled_dot_product_attention(split(q_BNC), k, v, scale=scale).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(split(q_BNC), k, v, scale=scale, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,3 +22,43 @@ def resize(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     if map_BCHW.shape[2:] == tuple(size):
         return map_BCHW
     return F.interpolate(map_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_image_part(
+    map_BCHW: Tensor,
+    size: tuple[int, int],
+    *,
+    image_size: tuple[int, int],
+    padded_size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+) -> Tensor:
+    """Bilinear resize that brings only the image's part of a padded map to `size`.
+
+    The map covers `padded_size` pixels, whose first `image_size` rows and columns are the image. At `size ==
+    image_size` this is the resize to `padded_size`, cropped; at any other size the image's edges, which need not
+    lie on the map's grid, become the edges of the result. Values beyond the image take part, as they do in a crop.
+
+    Args:
+        map_BCHW: (B, C, H, W).
+        size: (H, W) of the whole result.
+        rows: (start, stop), to make only these rows of the result.
+
+    Returns:
+        (B, C, stop - start, size[1]).
+    """
+    scale_H, scale_W = (
+        side / padded * image / out
+        for side, padded, image, out in zip(map_BCHW.shape[2:], padded_size, image_size, size, strict=True)
+    )
+    # Rows first and by hand, because only here the map is small and a strip needs an offset.
+    start, stop = rows or (0, size[0])
+    dtype = torch.promote_types(map_BCHW.dtype, torch.float32)
+    y_R = (torch.arange(start, stop, device=map_BCHW.device, dtype=dtype) + 0.5) * scale_H - 0.5
+    y_R = y_R.clamp(0, map_BCHW.shape[2] - 1)
+    above_R = y_R.long()
+    below_R = (above_R + 1).clamp(max=map_BCHW.shape[2] - 1)
+    weight_R1 = (y_R - above_R).to(map_BCHW.dtype)[:, None]
+    map_BCRW = torch.lerp(map_BCHW[:, :, above_R], map_BCHW[:, :, below_R], weight_R1)
+    # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
+    map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)
+    return F.interpolate(map_BCRW, scale_factor=(1.0, 1 / scale_W), mode="bilinear")[..., : size[1]]

@@ -1,0 +1,657 @@
+"""SegViT: attention-to-mask on plain vision transformers, and its Shrunk structure (Zhang et al., NeurIPS 2022,
+arXiv 2210.05844).
+
+What the released code computes (github.com/zbwxp/SegVit @763137e): the cascade runs deepest stage first, class queries
+flow from stage to stage, mask logits are the scaled pre-softmax scores of a stage's last cross-attention, averaged
+over heads and summed over the stages, and class logits come from the last stage. A score is the sum over all queries of
+class probability x sigmoid mask, so that it may exceed 1. With a single stage, every decoder layer's masks are
+supervised and they are not summed. In the Shrunk structure the spatial queries meet the fine features first.
+
+What segzoo changed: any image size and shape (the official code scrambles non-square grids and always answers at the
+training size), masks resized straight to the asked size with only the image's part of the padded input, the learned
+spatial queries keep their grid, (H, W, C), and are interpolated. Swin has no released code: its four maps go
+through one Linear each, deepest first, and their masks are resized to the finest map.
+
+Licence of the published weights: non-commercial (University of Adelaide).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._errors import SegzooError
+from ..layers.attention import attend
+from ..layers.init import init_weights
+from ..layers.shapes import resize, resize_image_part, to_channels_last
+from ._base import Encoder, SegmentationModel
+from ._pretrained import PretrainedCfg
+from ._registry import Family, PublishedCost, Variant, register_family
+from ._weights import Drop, Layout, Prefixed, Rename, StateDict
+from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, fit_grid, grid_of, pad_to_multiple, resize_grid
+
+
+@dataclasses.dataclass(frozen=True)
+class SegViTConfig:
+    """Configuration of SegViT on a plain vision transformer."""
+
+    # Encoder.
+    img_size: tuple[int, int] = (512, 512)  # (H, W) in pixels that position embedding and spatial queries are made for
+    patch_size: int = 16  # side of a patch in pixels
+    embed_dim: int = 768  # channels
+    depth: int = 12  # blocks
+    num_heads: int = 12
+    mlp_ratio: float = 4.0  # hidden width = ratio * channels
+    stages: tuple[int, ...] = (5, 7, 11)  # blocks, from 0, whose outputs feed the decoder (Table 5)
+    downsample_block: int | None = None  # block that halves the grid of the queries; None: no such block
+    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (Table 8)
+    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (Table 8)
+    drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
+    # Decoder.
+    upsample: bool = False  # spatial queries bring the features back to the full grid; then a single-stage cascade
+    decoder_dim: int = 384  # channels
+    decoder_num_heads: int = 12
+    decoder_layers: int = 3  # layers a stage
+    dropout: float = 0.1  # in the decoder's layers
+    in_chans: int = 3
+    num_classes: int = 150
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """Configuration of a Swin encoder: timm's, without its final norm."""
+
+    name: str = "swin_tiny_patch4_window7_224"  # timm's name
+    stages: tuple[int, ...] = (0, 1, 2, 3)  # stages, from 0, whose outputs are the features
+    drop_path_rate: float = 0.1
+    in_chans: int = 3
+    num_classes: int = 0  # 0: pooled features
+
+
+@dataclasses.dataclass(frozen=True)
+class SegViTSwinConfig:
+    """Configuration of SegViT on timm's Swin (Table 6)."""
+
+    encoder: SwinConfig = SwinConfig()
+    drop_path_rate: float = 0.1  # of the encoder's last block; grows linearly from 0
+    decoder_dim: int = 256  # channels
+    decoder_num_heads: int = 8
+    decoder_layers: int = 3  # layers a stage
+    dropout: float = 0.1  # in the decoder's layers
+    in_chans: int = 3
+    num_classes: int = 150
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among queries with packed projections, (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = nn.Dropout(dropout)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
+        dropout = self.attn_drop.p if self.training else 0.0
+        return self.proj(attend(q_BNC, k_BNC, v_BNC, num_heads=self.num_heads, dropout=dropout))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to tokens, whose scores can serve as masks (attention-to-mask).
+
+    Shape: (B, N, C), (B, M, C) -> (B, N, C), and with `want_masks` (B, N, M): the scaled scores before the softmax,
+    averaged over the heads; else None.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = nn.Dropout(dropout)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BNC: Tensor, memory_BMC: Tensor, *, want_masks: bool) -> tuple[Tensor, Tensor | None]:
+        q_BNC, k_BMC, v_BMC = self.q(x_BNC), self.k(memory_BMC), self.v(memory_BMC)
+        if not want_masks:
+            dropout = self.attn_drop.p if self.training else 0.0
+            return self.proj(attend(q_BNC, k_BMC, v_BMC, num_heads=self.num_heads, dropout=dropout)), None
+        # The scores are an output here, so they are made once and used twice; the fused kernel keeps them to itself.
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q_BNC, k_BMC, v_BMC))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, M)
+        out = self.attn_drop(scores.softmax(dim=-1)) @ v
+        return self.proj(out.transpose(1, 2).flatten(2)), scores.mean(dim=1)
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm decoder layer: self-attention of the queries, cross-attention to the tokens, feed-forward with ReLU."""
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.self_attn = SelfAttention(dim=dim, num_heads=num_heads, dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn = CrossAttention(dim=dim, num_heads=num_heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, 4 * dim)
+        self.linear2 = nn.Linear(4 * dim, dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BNC: Tensor, memory_BMC: Tensor, *, want_masks: bool = False) -> tuple[Tensor, Tensor | None]:
+        x_BNC = self.norm1(x_BNC + self.dropout(self.self_attn(x_BNC)))
+        out_BNC, masks_BNM = self.cross_attn(x_BNC, memory_BMC, want_masks=want_masks)
+        x_BNC = self.norm2(x_BNC + self.dropout(out_BNC))
+        hidden_BND = self.dropout(F.relu(self.linear1(x_BNC)))
+        return self.norm3(x_BNC + self.dropout(self.linear2(hidden_BND))), masks_BNM
+
+
+class DecoderStage(nn.Module):
+    """Decoder layers over the tokens of one map.
+
+    Args:
+        in_chans: channels of the map, projected and normed; None takes a map that is already of width `dim`.
+    """
+
+    def __init__(self, *, in_chans: int | None, dim: int, num_heads: int, num_layers: int, dropout: float):
+        super().__init__()
+        self.proj = nn.Identity() if in_chans is None else nn.Linear(in_chans, dim)
+        self.norm = nn.Identity() if in_chans is None else nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim=dim, num_heads=num_heads, dropout=dropout) for _ in range(num_layers)
+        )
+
+    def forward(self, x_BNC: Tensor, map_BCHW: Tensor) -> Tensor:
+        """Queries and a map -> the queries after the last layer."""
+        memory_BMC = self.memory(map_BCHW)
+        for layer in self.layers:
+            x_BNC, _ = layer(x_BNC, memory_BMC)
+        return x_BNC
+
+    def with_masks(self, x_BNC: Tensor, map_BCHW: Tensor, *, last: int) -> list[tuple[Tensor, Tensor]]:
+        """Queries (B, N, C) and mask logits (B, N, H, W) after each of the `last` layers."""
+        memory_BMC = self.memory(map_BCHW)
+        outputs = []
+        for i, layer in enumerate(self.layers):
+            want_masks = i >= len(self.layers) - last
+            x_BNC, masks_BNM = layer(x_BNC, memory_BMC, want_masks=want_masks)
+            if want_masks:
+                outputs.append((x_BNC, masks_BNM.unflatten(-1, tuple(map_BCHW.shape[2:]))))
+        return outputs
+
+    def memory(self, map_BCHW: Tensor) -> Tensor:
+        return self.norm(self.proj(to_channels_last(map_BCHW).flatten(1, 2)))
+
+
+class QueryUpsampling(nn.Module):
+    """Learned spatial queries collect the features of every map, fine first: maps -> one map on the finest grid.
+
+    Args:
+        grid: (H, W) of the queries as learned; interpolated to the finest map's.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int],
+        in_chans: Sequence[int],
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(*grid, dim))
+        self.stages = nn.ModuleList(
+            DecoderStage(in_chans=chans, dim=dim, num_heads=num_heads, num_layers=num_layers, dropout=dropout)
+            for chans in in_chans
+        )
+        self.apply(init_weights)
+        nn.init.normal_(self.queries)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        B, _, H, W = features[0].shape
+        x_BNC = resize_grid(self.queries[None], (H, W)).flatten(1, 2).repeat(B, 1, 1)
+        for stage, map_BCHW in zip(self.stages, features, strict=True):
+            x_BNC = stage(x_BNC, map_BCHW)
+        return [x_BNC.transpose(1, 2).unflatten(-1, (H, W))]
+
+
+class AttentionToMask(nn.Module):
+    """The ATM cascade: maps, fine to coarse or shallow to deep -> class logits and mask logits of one query a class.
+
+    Stages are numbered in the order in which they run: the last map first.
+
+    Args:
+        in_chans: channels of each map; None for a single map that is already of width `dim`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: Sequence[int | None],
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        dropout: float,
+        num_classes: int,
+    ):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            DecoderStage(in_chans=chans, dim=dim, num_heads=num_heads, num_layers=num_layers, dropout=dropout)
+            for chans in reversed(in_chans)
+        )
+        self.apply(init_weights)
+        self.make_classifier(num_classes, like=None, dim=dim)
+
+    def make_classifier(self, num_classes: int, *, like: Tensor | None, dim: int) -> None:
+        """Fresh class queries and class logits, the two things that exist once a class."""
+        self.class_queries = nn.Parameter(torch.empty(num_classes, dim))
+        nn.init.normal_(self.class_queries)
+        self.class_embed = nn.Linear(dim, num_classes + 1).apply(init_weights)  # the last class is "no object"
+        if like is not None:
+            self.to(like)
+
+    def forward(self, features: Sequence[Tensor], *, auxiliary: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Maps -> [(class logits (B, K, K + 1), mask logits (B, K, H, W) on the first map's grid), ...].
+
+        The last item is the prediction. With `auxiliary`, the earlier predictions that are supervised come before it:
+        those after each stage, or with a single stage those after each layer.
+        """
+        x_BNC = self.class_queries.repeat(features[0].shape[0], 1, 1)
+        outputs = []
+        if len(self.stages) == 1:
+            stage = self.stages[0]
+            outputs = stage.with_masks(x_BNC, features[0], last=len(stage.layers) if auxiliary else 1)
+        else:
+            grid = tuple(features[0].shape[2:])
+            total_BNHW = None
+            for stage, map_BCHW in zip(self.stages, reversed(features), strict=True):
+                ((x_BNC, masks_BNHW),) = stage.with_masks(x_BNC, map_BCHW, last=1)
+                masks_BNHW = resize(masks_BNHW, grid)
+                total_BNHW = masks_BNHW if total_BNHW is None else total_BNHW + masks_BNHW
+                outputs.append((x_BNC, total_BNHW))
+        return [(self.class_embed(x_BNC), masks_BNHW) for x_BNC, masks_BNHW in outputs[0 if auxiliary else -1 :]]
+
+
+class SegViTDecoder(nn.Module):
+    """Optional query up-sampling, then the ATM cascade.
+
+    Args:
+        upsample: a QueryUpsampling, or nn.Identity to give the cascade the encoder's own maps.
+        atm: an AttentionToMask made for what `upsample` returns.
+    """
+
+    def __init__(self, *, upsample: nn.Module, atm: AttentionToMask):
+        super().__init__()
+        self.upsample = upsample
+        self.atm = atm
+
+    def forward(self, features: Sequence[Tensor], *, auxiliary: bool = False) -> list[tuple[Tensor, Tensor]]:
+        return self.atm(self.upsample(features), auxiliary=auxiliary)
+
+
+def _downsample_first(state: StateDict) -> StateDict:
+    """Original Swin files merge patches at the end of a stage, timm at the start of the next one."""
+    if "layers.0.downsample.reduction.weight" not in state:
+        return state
+    return Rename(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")(state)
+
+
+SWIN_RULES = (
+    Drop(r"\.(relative_position_index|attn_mask)$", "buffers that older timm versions stored"),
+    Drop(r"^norm\.", "the final norm: features are taken without it"),
+    Drop(r"^head\.", "timm's classifier sits on the final norm"),
+    _downsample_first,
+    Rename(r"^", "body."),
+)
+
+
+class Swin(Encoder):
+    """timm's Swin transformer as an encoder of any image size; it owns no reduction leaf: its windows are small.
+
+    Compile it with `dynamic=False`: torch's symbolic shapes do not get through the windows in reasonable time.
+    """
+
+    key_layouts = (Layout("timm", r"^layers\.0\.blocks\.", SWIN_RULES),)
+    first_conv = "body.patch_embed.proj.weight"
+
+    def __init__(self, cfg: SwinConfig):
+        super().__init__(cfg=cfg)
+        # Shifted windows in every stage, as at sizes larger than the 224 pixels of the name.
+        self.body = timm.create_model(
+            cfg.name,
+            in_chans=cfg.in_chans,
+            num_classes=0,
+            drop_path_rate=cfg.drop_path_rate,
+            strict_img_size=False,
+            always_partition=True,
+        )
+        self.body.norm = nn.Identity()
+        info = self.body.feature_info
+        self.feature_info = [
+            {"num_chs": info[i]["num_chs"], "reduction": info[i]["reduction"], "module": f"body.layers.{i}"}
+            for i in cfg.stages
+        ]
+        self.make_head(self.feature_info[-1]["num_chs"])
+        self.head.apply(init_weights)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.body.set_grad_checkpointing(enable)
+
+    def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
+        """(B, in_chans, H, W) normalised images -> maps of the padded image at strides 4, 8, 16 and 32."""
+        padded_BCHW = pad_to_multiple(x_BCHW, 16)
+        return ImageMaps(
+            self.body.forward_intermediates(padded_BCHW, indices=list(self.cfg.stages), intermediates_only=True),
+            image_size=tuple(x_BCHW.shape[2:]),
+            padded_size=tuple(padded_BCHW.shape[2:]),
+        )
+
+
+class MaskOutput(NamedTuple):
+    """What SegViT's head knows before anything is of full size."""
+
+    class_logits: Tensor  # (B, Q, K + 1), the last class is "no object"; query q was taught class q
+    mask_logits: Tensor  # (B, Q, h, w)
+    image_size: tuple[int, int] | None  # (H, W) in pixels of the image; None: not known
+    padded_size: tuple[int, int]  # (H, W) in pixels that the masks cover
+
+
+def _split_packed(state: StateDict) -> StateDict:
+    """torch's packed cross-attention becomes the three projections that attention-to-mask has."""
+    split: StateDict = {}
+    for key, tensor in state.items():
+        name, found, kind = key.partition(".cross_attn.in_proj_")
+        if found:
+            split.update(
+                {f"{name}.cross_attn.{x}.{kind}": part for x, part in zip("qkv", tensor.chunk(3), strict=True)}
+            )
+        else:
+            split[key] = tensor
+    return split
+
+
+STAGE_RULES = (
+    Drop(r"criterion\.empty_weight$", "class weights of the loss"),
+    Drop(r"^(conv_seg|conv_0|conv_1|syncbn_fc_0)\.", "classifiers of mmseg and of an early version, not used"),
+    Rename(r"^input_proj_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.proj."),
+    Rename(r"^proj_norm_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+    Rename(r"^decoder_(\d)\.layers\.", lambda m: f"stages.{int(m[1]) - 1}.layers."),
+    Rename(r"\.self_attn\.in_proj_", ".self_attn.qkv."),
+    Rename(r"\.self_attn\.out_proj\.", ".self_attn.proj."),
+    Rename(r"\.multihead_attn\.out_proj\.", ".cross_attn.proj."),
+    Rename(r"\.multihead_attn\.", ".cross_attn."),
+    _split_packed,
+)
+ATM_RULES = (*STAGE_RULES, Rename(r"^q\.weight$", "class_queries"))
+OFFICIAL_RULES = (
+    Prefixed("backbone.", "encoder.", MMSEG_RULES),
+    Prefixed("decode_head.", "decoder.atm.", ATM_RULES),
+)
+# `decode_head.q` holds the spatial queries here and `atm.q` the classes.
+OFFICIAL_SHRUNK_RULES = (
+    Prefixed("backbone.", "encoder.", MMSEG_RULES),
+    Prefixed("decode_head.atm.", "decoder.atm.", ATM_RULES),
+    Prefixed("decode_head.", "decoder.upsample.", (*STAGE_RULES, Rename(r"^q\.weight$", "queries"))),
+)
+
+
+class SegViT(SegmentationModel):
+    """An encoder and the attention-to-mask decoder; scores are sums of class probability x sigmoid mask.
+
+    Args:
+        encoder: any encoder whose `feature_info` lists the maps that the decoder was made for.
+        decoder: a SegViTDecoder.
+    """
+
+    key_layouts = (
+        Layout("official", r"^decode_head\.class_embed\.", OFFICIAL_RULES),
+        Layout("official shrunk", r"^decode_head\.atm\.class_embed\.", OFFICIAL_SHRUNK_RULES),
+    )
+    score_kind = "product"
+
+    def __init__(self, *, encoder: Encoder, decoder: SegViTDecoder, cfg: Any):
+        super().__init__(cfg=cfg)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.first_conv = f"encoder.{encoder.first_conv}"
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.encoder.set_grad_checkpointing(enable)
+
+    def fit_state(self, state: StateDict) -> StateDict:
+        """Flat position embeddings and spatial queries get their grid; those of another `img_size` are resized."""
+        for name, parameter in self.named_parameters():
+            if name in ("encoder.pos_embed", "decoder.upsample.queries"):
+                state = fit_grid(state, name, parameter)
+        return state
+
+    def forward_head(self, features: Sequence[Tensor]) -> MaskOutput:
+        """Maps -> class logits and mask logits on the first map's grid, with the sizes that `to_size` needs."""
+        return self._outputs(features)[-1]
+
+    def to_size(self, head_output: MaskOutput, size: Sequence[int]) -> Tensor:
+        """Scores (B, K, *size): mask logits resized bilinearly, sigmoid, weighted by class probability and summed.
+
+        The edges of the image become the edges of `size`; the zero padding beyond them is cut off. At the image's own
+        size this is: resize to the padded size, product, crop. If the head's output does not know the image's size
+        (its features were a plain list), `size` is taken as the image's own where it fits the grid of patches, and
+        else the whole grid as the image.
+        """
+        return self.score_rows(head_output, size, 0, size[0])
+
+    def score_rows(self, head_output: MaskOutput, size: Sequence[int], start: int, stop: int) -> Tensor:
+        """The rows start <= y < stop of `to_size`, (B, K, stop - start, W), with memory for these rows only."""
+        size = tuple(size)
+        masks_BQRW = resize_image_part(
+            head_output.mask_logits,
+            size,
+            image_size=head_output.image_size or self._assumed_image_size(head_output.padded_size, size),
+            padded_size=head_output.padded_size,
+            rows=(start, stop),
+        ).sigmoid()
+        probability_BQK = head_output.class_logits.softmax(dim=-1)[..., :-1]
+        return torch.einsum("bqk,bqrw->bkrw", probability_BQK, masks_BQRW)
+
+    def forward_train(self, x_BCHW: Tensor) -> dict[str, Any]:
+        """One pass for training.
+
+        Returns:
+            {"scores": (B, K, H, W), "output": the prediction's MaskOutput, "auxiliary": the supervised ones before it}
+        """
+        *auxiliary, output = self._outputs(self.forward_features(x_BCHW), auxiliary=True)
+        return {"scores": self.to_size(output, x_BCHW.shape[2:]), "output": output, "auxiliary": auxiliary}
+
+    def get_classifier(self) -> nn.Linear:
+        return self.decoder.atm.class_embed
+
+    def classifier_parameters(self) -> set[str]:
+        return {f"decoder.atm.{name}" for name in ("class_queries", "class_embed.weight", "class_embed.bias")}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Fresh class queries and class logits for `num_classes` >= 1 classes; all else is untouched."""
+        if num_classes < 1:
+            raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
+        atm = self.decoder.atm
+        atm.make_classifier(num_classes, like=atm.class_queries, dim=atm.class_queries.shape[1])
+        self.num_classes = num_classes
+
+    def _outputs(self, features: Sequence[Tensor], *, auxiliary: bool = False) -> list[MaskOutput]:
+        if isinstance(features, ImageMaps):
+            image_size, padded_size = features.image_size, features.padded_size
+        else:
+            stride = self.feature_info[0]["reduction"]
+            H, W = features[0].shape[2:]
+            image_size, padded_size = None, (H * stride, W * stride)
+        return [
+            MaskOutput(class_logits, mask_logits, image_size, padded_size)
+            for class_logits, mask_logits in self.decoder(features, auxiliary=auxiliary)
+        ]
+
+    def _assumed_image_size(self, padded_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.feature_info[0]["reduction"]
+        return size if grid_of(size, stride) == grid_of(padded_size, stride) else padded_size
+
+
+def build(cfg: SegViTConfig | SegViTSwinConfig) -> SegViT:
+    if isinstance(cfg, SegViTSwinConfig):
+        encoder = Swin(dataclasses.replace(cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate))
+        upsample, in_chans = nn.Identity(), _channels(encoder)
+    else:
+        # The encoder's options have the same names here; its own classes are none.
+        names = {field.name for field in dataclasses.fields(ViTConfig)} - {"num_classes"}
+        encoder = ViT(ViTConfig(**{name: getattr(cfg, name) for name in names}))
+        upsample, in_chans = _upsample(cfg, encoder)
+    atm = AttentionToMask(
+        in_chans=in_chans,
+        dim=cfg.decoder_dim,
+        num_heads=cfg.decoder_num_heads,
+        num_layers=cfg.decoder_layers,
+        dropout=cfg.dropout,
+        num_classes=cfg.num_classes,
+    )
+    return SegViT(encoder=encoder, decoder=SegViTDecoder(upsample=upsample, atm=atm), cfg=cfg)
+
+
+def _upsample(cfg: SegViTConfig, encoder: ViT) -> tuple[nn.Module, Sequence[int | None]]:
+    """The query up-sampling of a config, or the identity, and the channels that the cascade then gets."""
+    if not cfg.upsample:
+        return nn.Identity(), _channels(encoder)
+    scale = encoder.feature_info[0]["reduction"]
+    upsample = QueryUpsampling(
+        grid=grid_of(cfg.img_size, scale),
+        in_chans=_channels(encoder),
+        dim=cfg.decoder_dim,
+        num_heads=cfg.decoder_num_heads,
+        num_layers=cfg.decoder_layers,
+        dropout=cfg.dropout,
+    )
+    return upsample, (None,)
+
+
+def _channels(encoder: Encoder) -> list[int]:
+    return [info["num_chs"] for info in encoder.feature_info]
+
+
+SEGVIT_SMALL = SegViTConfig(embed_dim=384, num_heads=6, decoder_dim=192, decoder_num_heads=6)
+SEGVIT_BASE = SegViTConfig()
+SEGVIT_LARGE = SegViTConfig(
+    img_size=(640, 640),
+    embed_dim=1024,
+    depth=24,
+    num_heads=16,
+    stages=(7, 15, 23),
+    drop_path_rate=0.3,
+    decoder_dim=512,
+    decoder_num_heads=16,
+)
+SEGVIT_BASE_SHRUNK = dataclasses.replace(SEGVIT_BASE, stages=(5, 11), downsample_block=6, upsample=True)
+SEGVIT_LARGE_SHRUNK = dataclasses.replace(SEGVIT_LARGE, stages=(7, 23), downsample_block=8, upsample=True)
+TEST_SEGVIT = SegViTConfig(
+    img_size=(64, 64),
+    embed_dim=24,
+    depth=4,
+    num_heads=2,
+    stages=(1, 2, 3),
+    decoder_dim=16,
+    decoder_num_heads=2,
+    decoder_layers=2,
+    num_classes=13,
+)
+TEST_SEGVIT_SHRUNK = dataclasses.replace(TEST_SEGVIT, stages=(1, 3), downsample_block=2, upsample=True)
+
+
+def _published(rows: Iterable[tuple[int, float, int]]) -> tuple[PublishedCost, ...]:
+    return tuple(PublishedCost((side, side), gmacs, num_classes=classes) for side, gmacs, classes in rows)
+
+
+VARIANTS = {
+    "segvit_small": Variant(SEGVIT_SMALL, params=27_604_183),
+    "segvit_base": Variant(SEGVIT_BASE, params=108_734_743, published=_published([(512, 120.9, 150)])),
+    "segvit_large": Variant(
+        SEGVIT_LARGE,
+        params=344_303_255,
+        published=_published([(640, 637.9, 150), (512, 383.9, 171), (480, 321.6, 59)]),
+    ),
+    "segvit_base_shrunk": Variant(SEGVIT_BASE_SHRUNK, params=108_831_895, published=_published([(512, 97.1, 150)])),
+    "segvit_large_shrunk": Variant(
+        SEGVIT_LARGE_SHRUNK,
+        params=344_596_631,
+        published=_published([(640, 373.5, 150), (512, 224.8, 171), (480, 186.9, 59)]),
+    ),
+    "segvit_swin_tiny": Variant(SegViTSwinConfig(), params=40_608_017, published=_published([(512, 48.0, 150)])),
+    "test_segvit": Variant(TEST_SEGVIT),
+    "test_segvit_shrunk": Variant(TEST_SEGVIT_SHRUNK),
+}
+
+
+def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
+    """A released checkpoint: the .pth files of one Hub repository."""
+    return PretrainedCfg(
+        hf_hub_id="Akide/SegViTv1",
+        hf_hub_filename=file,
+        hf_revision="1cfdaf6",
+        how_to_get=f"download {file} from https://huggingface.co/Akide/SegViTv1 and pass it as checkpoint_path=",
+        test_mode="slide",
+        miou=miou,
+        miou_protocol="single scale, sliding window",
+        license="other",
+        license_url="https://huggingface.co/Akide/SegViTv1",
+        commercial_use=False,
+        origin="https://github.com/zbwxp/SegVit (arXiv 2210.05844)",
+        **fields,
+    )
+
+
+_ADE20K = {"dataset": "ade20k", "label_set": "ade20k", "num_classes": 150}
+_COCO_STUFF = {"dataset": "coco_stuff10k", "label_set": "coco_stuff", "num_classes": 171}
+_CONTEXT = {"dataset": "pascal_context", "label_set": "pascal_context_59", "num_classes": 59}
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # 127.5 in [0, 255]
+_SIDE_512 = {
+    "input_size": (512, 512),
+    "test_size": (512, 2048),
+    "test_min_side": 512,
+    "crop": (512, 512),
+    "stride": (341, 341),
+    "cfg_overrides": {"img_size": (512, 512)},
+}
+_SIDE_640 = {
+    "input_size": (640, 640),
+    "test_size": (640, 2048),
+    "crop": (640, 640),
+    "stride": (608, 608),
+    "cfg_overrides": {"img_size": (640, 640)},
+}
+_SIDE_480 = {
+    "input_size": (480, 480),
+    "test_size": (520, 520),
+    "test_min_side": 480,
+    "crop": (480, 480),
+    "stride": (320, 320),
+    "cfg_overrides": {"img_size": (480, 480)},
+}
+
+PRETRAINED = {
+    "segvit_base": {"ade20k": _row("ade_51.3.pth", 51.3, **_ADE20K, **_SIDE_512)},
+    "segvit_large": {
+        "ade20k": _row("ade_54.6.pth", 54.6, **_ADE20K, **_HALF, **_SIDE_640),
+        "coco_stuff10k": _row("COCOstuff_49.9.pth", 49.9, **_COCO_STUFF, **_HALF, **_SIDE_512),
+        "pascal_context": _row("PC59cls_64.1.pth", 64.1, **_CONTEXT, **_HALF, **_SIDE_480),
+    },
+    "segvit_large_shrunk": {
+        "ade20k": _row("ade_shrunk_53.9.pth", 53.9, **_ADE20K, **_HALF, **_SIDE_640),
+        "coco_stuff10k": _row("COCOstuff10k_shrunk_49.1.pth", 49.1, **_COCO_STUFF, **_HALF, **_SIDE_512),
+        "pascal_context": _row("PC59cls_62.3.pth", 62.3, **_CONTEXT, **_HALF, **_SIDE_480),
+    },
+}
+
+register_family(Family(name="segvit", build=build, variants=VARIANTS, pretrained=PRETRAINED))

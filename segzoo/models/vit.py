@@ -1,0 +1,349 @@
+"""Plain vision transformer as a segmentation encoder (Dosovitskiy et al., ICLR 2021; as SegViT uses it).
+
+Parameters carry timm's names, so that timm's weights load by name. What the code that trained SegViT computes
+(github.com/zbwxp/SegVit @763137e on mmsegmentation 0.24): the class token is dropped before the first block, so that
+attention never sees it; LayerNorm eps is 1e-6 and the outputs of blocks are taken without a final norm; stochastic
+depth acts on the feed-forward branch only; the position embedding is resized bicubically, without antialias.
+
+What segzoo changed: every layer knows the token grid, any size and aspect ratio is taken (the image is zero-padded at
+the bottom and right to whole patches), the class token is dropped when weights are loaded, and the position embedding
+keeps its grid, (1, H, W, C), so that a grid of 4x9 is never mistaken for 6x6.
+
+Not in the registry: it is a part of SegViT. timm's ViT weights are Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .._errors import SegzooError, WeightsError
+from ..layers.attention import attend
+from ..layers.init import init_weights
+from ..layers.reduction import KeyValueReduction, QueryReduction
+from ..layers.shapes import to_channels_first, to_channels_last
+from ._base import BlockSequence, Encoder
+from ._weights import Drop, Layout, Rename, StateDict
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Configuration of a plain vision transformer."""
+
+    img_size: tuple[int, int] = (512, 512)  # (H, W) in pixels that the position embedding is made for
+    patch_size: int = 16  # side of a patch in pixels
+    embed_dim: int = 768  # channels
+    depth: int = 12  # blocks
+    num_heads: int = 12
+    mlp_ratio: float = 4.0  # hidden width = ratio * channels
+    stages: tuple[int, ...] = (5, 7, 11)  # blocks, from 0, whose outputs are the features
+    downsample_block: int | None = None  # block whose queries are every second token of every second row
+    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 8)
+    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 8)
+    drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
+    in_chans: int = 3
+    num_classes: int = 0  # 0: pooled features
+
+
+class ImageMaps(list):
+    """Maps of an image padded to whole patches, with the sizes that a decoder needs to find the image again.
+
+    A plain list made of it (a slice, a copy) no longer has the sizes; who gets such a list takes every map as
+    covering the image.
+    """
+
+    def __init__(self, maps: Sequence[Tensor], *, image_size: tuple[int, int], padded_size: tuple[int, int]):
+        super().__init__(maps)
+        self.image_size = image_size  # (H, W) in pixels
+        self.padded_size = padded_size  # (H, W) in pixels that the maps cover
+
+
+def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and right until both sides are multiples of `multiple`."""
+    H, W = x_BCHW.shape[2:]
+    # Said as target minus side, symbolic sides cancel and a dynamic compilation stays quick; `-H % multiple` does not.
+    return F.pad(x_BCHW, (0, -(-W // multiple) * multiple - W, 0, -(-H // multiple) * multiple - H))
+
+
+def resize_grid(grid_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize, without antialias, of something learned once a grid position: (B, H, W, C) -> (B, *size, C)."""
+    if grid_BHWC.shape[1:3] == tuple(size):
+        return grid_BHWC
+    return to_channels_last(F.interpolate(to_channels_first(grid_BHWC), size=tuple(size), mode="bicubic"))
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches: (B, C_in, H, W) -> (B, H / patch, W / patch, C), both sides being multiples."""
+
+    def __init__(self, *, in_chans: int, embed_dim: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return to_channels_last(self.proj(x_BCHW))
+
+
+class ViTAttention(nn.Module):
+    """Multi-head attention from a map of queries to a map of keys and values, which may have another grid.
+
+    Owns a key/value leaf and a query leaf, both on patch tokens.
+
+    Shape: (B, H, W, C), (B, H', W', C) -> (B, H, W, C).
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, level: int):
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.q_reduction = QueryReduction(part="encoder", level=level)
+        self.kv_reduction = KeyValueReduction(part="encoder", level=level)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, q_BHWC: Tensor, kv_BHWC: Tensor) -> Tensor:
+        # The two sides may have different tokens, so the packed projection of timm is applied in two parts.
+        w_q, w_kv = self.qkv.weight.split((self.dim, 2 * self.dim))
+        b_q, b_kv = self.qkv.bias.split((self.dim, 2 * self.dim))
+        q_BNC, restore = self.q_reduction(q_BHWC)
+        k_BMC, v_BMC = F.linear(self.kv_reduction(kv_BHWC), w_kv, b_kv).chunk(2, dim=-1)
+        out_BNC = attend(F.linear(q_BNC, w_q, b_q), k_BMC, v_BMC, num_heads=self.num_heads)
+        return restore(self.proj(out_BNC))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm attention and feed-forward on a (B, H, W, C) map; stochastic depth on the feed-forward branch."""
+
+    def __init__(self, *, dim: int, num_heads: int, mlp_ratio: float, level: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ViTAttention(dim=dim, num_heads=num_heads, level=level)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        normed_BHWC = self.norm1(x_BHWC)
+        x_BHWC = x_BHWC + self.attn(normed_BHWC, normed_BHWC)
+        return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
+
+
+class EverySecondToken(nn.Module):
+    """Nearest down-sampling by 2: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return x_BHWC[:, ::2, ::2]
+
+
+class StridedConv(nn.Module):
+    """Learned down-sampling by 2: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+
+    def __init__(self, *, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return to_channels_last(self.conv(to_channels_first(x_BHWC)))
+
+
+class DownsamplingBlock(ViTBlock):
+    """A block whose queries, and with them its residual, live on half the grid (SegViT, query-based down-sampling).
+
+    Args:
+        downsample: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C).
+        full_kv: keys and values are all tokens; else only the down-sampled ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        level: int,
+        drop_path: float,
+        downsample: nn.Module,
+        full_kv: bool,
+    ):
+        super().__init__(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, level=level, drop_path=drop_path)
+        self.downsample = downsample
+        self.full_kv = full_kv
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        half_BHWC = self.downsample(x_BHWC)
+        q_BHWC = self.norm1(half_BHWC)
+        kv_BHWC = self.norm1(x_BHWC) if self.full_kv else q_BHWC
+        x_BHWC = half_BHWC + self.attn(q_BHWC, kv_BHWC)
+        return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
+
+
+class ViTBlocks(BlockSequence):
+    """Blocks in sequence: a map -> the outputs of the blocks in `stages`."""
+
+    def __init__(self, *blocks: nn.Module, stages: Sequence[int]):
+        super().__init__(*blocks)
+        self.stages = tuple(stages)
+
+    def forward(self, x_BHWC: Tensor) -> list[Tensor]:
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        outputs = []
+        for i, block in enumerate(self):
+            x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False) if recompute else block(x_BHWC)
+            if i in self.stages:
+                outputs.append(x_BHWC)
+            if i == self.stages[-1]:
+                break
+        return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class DropClassToken:
+    """Leave out the class token and its position: they are dropped before block 0 and never reach attention."""
+
+    def __call__(self, state: StateDict) -> StateDict:
+        if "cls_token" not in state:
+            return state
+        state = {key: tensor for key, tensor in state.items() if key != "cls_token"}
+        if "pos_embed" in state:
+            state["pos_embed"] = state["pos_embed"][:, 1:]
+        return state
+
+
+TIMM_RULES = (
+    DropClassToken(),
+    Drop(r"^(fc_)?norm\.", "the final norm: features are taken without it"),
+    Drop(r"^head\.", "timm's classifier sits on the final norm"),
+)
+
+# mmsegmentation's names; the packing of q, k and v is the same.
+MMSEG_RULES = (
+    DropClassToken(),
+    Drop(r"^ln1\.", "the final norm of the pretrained ViT: features are taken without it"),
+    Rename(r"^patch_embed\.projection\.", "patch_embed.proj."),
+    Rename(r"^layers\.(\d+)\.", r"blocks.\1."),
+    Rename(r"\.ln([12])\.", r".norm\1."),
+    Rename(r"\.attn\.attn\.in_proj_", ".attn.qkv."),
+    Rename(r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    Rename(r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    Rename(r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+)
+
+
+class ViT(Encoder):
+    """Plain vision transformer whose features are the outputs of chosen blocks, all at one stride.
+
+    After a down-sampling block the stride is twice the patch size.
+    """
+
+    key_layouts = (
+        Layout("timm", r"^(cls_token$|(fc_)?norm\.)", TIMM_RULES),
+        Layout("mmseg", r"^layers\.0\.attn\.attn\.", MMSEG_RULES),
+    )
+    first_conv = "patch_embed.proj.weight"
+
+    def __init__(self, cfg: ViTConfig):
+        _check(cfg)
+        super().__init__(cfg=cfg)
+        drop_path = calculate_drop_path_rates(cfg.drop_path_rate, cfg.depth)
+        self.patch_embed = PatchEmbed(in_chans=cfg.in_chans, embed_dim=cfg.embed_dim, patch_size=cfg.patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, *grid_of(cfg.img_size, cfg.patch_size), cfg.embed_dim))
+        blocks = []
+        for i in range(cfg.depth):
+            options = {
+                "dim": cfg.embed_dim,
+                "num_heads": cfg.num_heads,
+                "mlp_ratio": cfg.mlp_ratio,
+                "level": 3 * i // cfg.depth,
+                "drop_path": drop_path[i],
+            }
+            if i == cfg.downsample_block:
+                downsample = EverySecondToken() if cfg.downsample == "nearest" else StridedConv(dim=cfg.embed_dim)
+                blocks.append(DownsamplingBlock(downsample=downsample, full_kv=cfg.downsample_tokens == "q", **options))
+            else:
+                blocks.append(ViTBlock(**options))
+        self.blocks = ViTBlocks(*blocks, stages=cfg.stages)
+        shrunk = cfg.depth if cfg.downsample_block is None else cfg.downsample_block
+        self.feature_info = [
+            {
+                "num_chs": cfg.embed_dim,
+                "reduction": cfg.patch_size * (2 if i >= shrunk else 1),
+                "module": f"blocks.{i}",
+            }
+            for i in cfg.stages
+        ]
+        self.blocks.apply(init_weights)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.make_head(cfg.embed_dim)
+        self.head.apply(init_weights)
+
+    def fit_state(self, state: StateDict) -> StateDict:
+        """Position embeddings of timm and mmseg get their grid, and those made for another `img_size` are resized."""
+        return fit_grid(state, "pos_embed", self.pos_embed)
+
+    def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
+        """(B, in_chans, H, W) normalised images -> one map (B, C, ceil(H / 16), ceil(W / 16)) for each of `stages`."""
+        padded_BCHW = pad_to_multiple(x_BCHW, self.cfg.patch_size)
+        x_BHWC = self.patch_embed(padded_BCHW)
+        x_BHWC = (x_BHWC + resize_grid(self.pos_embed, x_BHWC.shape[1:3])).contiguous()
+        return ImageMaps(
+            [to_channels_first(map_BHWC) for map_BHWC in self.blocks(x_BHWC)],
+            image_size=tuple(x_BCHW.shape[2:]),
+            padded_size=tuple(padded_BCHW.shape[2:]),
+        )
+
+
+def grid_of(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches that cover an image of (H, W) pixels."""
+    return -(-img_size[0] // patch_size), -(-img_size[1] // patch_size)
+
+
+def fit_grid(state: StateDict, name: str, own: Tensor) -> StateDict:
+    """Fit what is learned once a grid position, (..., H, W, C) here and (..., N, C) in official files, to `own`.
+
+    A flat one with as many positions as `own` is taken to have its grid, any other to be square; a grid other than
+    `own`'s is resized bicubically.
+    """
+    if name not in state or state[name].shape == own.shape or state[name].shape[-1] != own.shape[-1]:
+        return state
+    learned = state[name]
+    H, W = own.shape[-3:-1]
+    if learned.ndim == own.ndim - 1:
+        positions = learned.shape[-2]
+        side = math.isqrt(positions)
+        if positions != H * W and side * side != positions:
+            raise WeightsError(
+                f"{name} has {positions} positions, which is no square grid; set img_size= to the size in pixels that "
+                "it was trained for"
+            )
+        learned = learned.unflatten(-2, (H, W) if positions == H * W else (side, side))
+    if learned.ndim != own.ndim:
+        return state
+    grid_BHWC = learned.reshape(-1, *learned.shape[-3:])
+    return {**state, name: resize_grid(grid_BHWC, (H, W)).reshape(own.shape)}
+
+
+def _check(cfg: ViTConfig) -> None:
+    if (
+        list(cfg.stages) != sorted(set(cfg.stages))
+        or not cfg.stages
+        or not 0 <= cfg.stages[0] <= cfg.stages[-1] < cfg.depth
+    ):
+        raise SegzooError(f"stages={cfg.stages} must be rising block numbers from 0 to {cfg.depth - 1} (depth - 1)")
+    if cfg.downsample_block is not None and not 0 <= cfg.downsample_block < cfg.depth:
+        raise SegzooError(
+            f"downsample_block={cfg.downsample_block} must be None or from 0 to {cfg.depth - 1} (depth - 1)"
+        )
+    if cfg.downsample not in ("nearest", "conv"):
+        raise SegzooError(f"downsample must be 'nearest' or 'conv', not {cfg.downsample!r}")
+    if cfg.downsample_tokens not in ("q", "qkv"):
+        raise SegzooError(f"downsample_tokens must be 'q' or 'qkv', not {cfg.downsample_tokens!r}")
+    if cfg.embed_dim % cfg.num_heads:
+        raise SegzooError(f"num_heads={cfg.num_heads} must divide embed_dim={cfg.embed_dim}")
+    if not isinstance(cfg.img_size, tuple) or len(cfg.img_size) != 2 or min(cfg.img_size) < 1:
+        raise SegzooError(f"img_size must be (H, W) in pixels, not {cfg.img_size!r}")
