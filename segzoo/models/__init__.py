@@ -1,6 +1,6 @@
 """One file a family, plus the contract (`_base`), the registry, and the weights. Importing registers every family."""
 
-from . import edaformer, eft, mit, rtformer, segformer
+from . import edaformer, eft, mit, rtformer, segformer, segvit
 from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
 from ._pretrained import PretrainedCfg
 from ._registry import create_model, list_models, list_pretrained, model_info
@@ -22,4 +22,5 @@ __all__ = [
     "model_info",
     "rtformer",
     "segformer",
+    "segvit",
 ]

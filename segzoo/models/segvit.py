@@ -33,7 +33,7 @@ from ..layers.shapes import resize, resize_image_part, to_channels_last
 from ._base import Encoder, SegmentationModel
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
-from ._weights import Drop, Layout, Prefixed, Rename, StateDict
+from ._weights import Drop, Layout, Prefixed, Rename, Split, StateDict
 from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, fit_grid, grid_of, pad_to_multiple, resize_grid
 
 
@@ -366,20 +366,6 @@ class MaskOutput(NamedTuple):
     padded_size: tuple[int, int]  # (H, W) in pixels that the masks cover
 
 
-def _split_packed(state: StateDict) -> StateDict:
-    """torch's packed cross-attention becomes the three projections that attention-to-mask has."""
-    split: StateDict = {}
-    for key, tensor in state.items():
-        name, found, kind = key.partition(".cross_attn.in_proj_")
-        if found:
-            split.update(
-                {f"{name}.cross_attn.{x}.{kind}": part for x, part in zip("qkv", tensor.chunk(3), strict=True)}
-            )
-        else:
-            split[key] = tensor
-    return split
-
-
 STAGE_RULES = (
     Drop(r"criterion\.empty_weight$", "class weights of the loss"),
     Drop(r"^(conv_seg|conv_0|conv_1|syncbn_fc_0)\.", "classifiers of mmseg and of an early version, not used"),
@@ -390,7 +376,11 @@ STAGE_RULES = (
     Rename(r"\.self_attn\.out_proj\.", ".self_attn.proj."),
     Rename(r"\.multihead_attn\.out_proj\.", ".cross_attn.proj."),
     Rename(r"\.multihead_attn\.", ".cross_attn."),
-    _split_packed,
+    # torch packs the projections of its cross-attention; attention-to-mask has three.
+    Split(
+        r"\.cross_attn\.in_proj_(weight|bias)$",
+        ((r".cross_attn.q.\1", 1), (r".cross_attn.k.\1", 1), (r".cross_attn.v.\1", 1)),
+    ),
 )
 ATM_RULES = (*STAGE_RULES, Rename(r"^q\.weight$", "class_queries"))
 OFFICIAL_RULES = (
