@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -494,6 +495,31 @@ def test_an_unknown_decoder_is_refused():
         segzoo.create_model("segformer_b0", decoder="mlp")
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("segformer_b0", 8.39, 4.09), ("segformer_b2", 62.3, 23.7), ("segformer_b5", 111.5, 72.9)],
+)
+def test_folding_collapses_the_decoder(name, before, after):
+    """Multiply-accumulates at 512x512 in units of 1e9: one matrix a level, at the level's own resolution."""
+    model = meta_model(name).eval()
+    assert segzoo.cost(model, (512, 512)).macs / 1e9 == pytest.approx(before, abs=0.06)
+    folded = segzoo.fold(model)
+    assert segzoo.cost(folded, (512, 512)).macs / 1e9 == pytest.approx(after, abs=0.06)
+    assert segzoo.cost(segzoo.fold(folded), (512, 512)).macs == segzoo.cost(folded, (512, 512)).macs
+    with pytest.raises(segzoo.SegzooError, match="folded"):
+        to_transformers_state_dict(folded)
+
+
+@pytest.mark.parametrize("decoder", ["segformer", "segformerpp"])
+def test_a_folded_model_computes_the_same(decoder):
+    model = randomised("segformer_b0", decoder=decoder).double()
+    folded = segzoo.fold(model)
+    x = golden_input([1, 3, 97, 131])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-10)
+    assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
 # --- composition ----------------------------------------------------------------------------------------------------
 
 
@@ -515,3 +541,17 @@ def test_any_pair_of_encoder_and_decoder_trains():
     assert scores.shape == (2, 13, 64, 96)
     scores.square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_contributing_guide_builds_such_a_pair():
+    guide = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = guide.split("## Combining an encoder with a decoder", 1)[1].split("\n## ", 1)[0]
+    names: dict = {}
+    counts = []
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+        counts.append(sum(parameter.numel() for parameter in names["model"].parameters()))
+        with torch.no_grad():
+            assert names["model"].eval()(torch.randn(1, 3, 64, 64)).shape == (1, 19, 64, 64)
+    assert len(counts) == 2
+    assert counts[0] == counts[1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._errors import SegzooError
 from ..labels import generic_labels, load_labels
+from ..layers.conv import FuseLevels
 from ..models._weights import Prefixed, Rename, Split, apply_rules
 from ..models.mit import MiT, MiTConfig
 from ..models.segformer import AllMLPDecoder, SegFormer
@@ -102,7 +103,8 @@ def save_for_transformers(model: nn.Module, directory: str | Path) -> Path:
 
 def _check(model: nn.Module) -> None:
     if isinstance(model, SegFormer) and isinstance(model.encoder, MiT) and isinstance(model.decoder, AllMLPDecoder):
-        return
+        if isinstance(model.decoder.fuse, FuseLevels):  # not folded
+            return
     if isinstance(model, MiT) and model.num_classes > 0:
         return
     name = getattr(model, "name", "") or type(model).__name__

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from .._errors import SegzooError, WeightsError
-from ..layers.conv import ConvBNReLU, FuseLevels
+from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import Encoder, SegmentationModel, fresh_conv_classifier
@@ -86,6 +86,13 @@ class AllMLPDecoder(nn.Module):
             for projection, map_BCHW in zip(self.projections, features, strict=True)
         ]
         return self.classifier(self.dropout(self.fuse(maps[::-1], features[0].shape[2:])))
+
+    def folded(self) -> AllMLPDecoder:
+        """For `segzoo.fold`, which has folded the fusion before: one matrix a level, at the level's own resolution."""
+        if isinstance(self.fuse, FoldedFuseLevels) and isinstance(self.projections[0], nn.Linear):
+            self.fuse = self.fuse.after(self.projections[::-1])
+            self.projections = nn.ModuleList(nn.Identity() for _ in self.projections)
+        return self
 
 
 class ConvDecoder(nn.Module):
