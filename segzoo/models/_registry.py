@@ -14,6 +14,7 @@ import torch
 
 from .._errors import SegzooError
 from ._base import FeaturePyramid, Model, SegmentationModel
+from ._config import register_configs
 from ._pretrained import PretrainedCfg
 from ._weights import load_row, load_weights
 
@@ -75,6 +76,7 @@ def register_family(family: Family) -> None:
         raise SegzooError(f"family {family.name}: {', '.join(taken)} already registered")
     _FAMILIES[family.name] = family
     _VARIANTS.update(dict.fromkeys(family.variants, family))
+    register_configs({name: variant.cfg for name, variant in family.variants.items()})
 
 
 def create_model(

@@ -1,0 +1,324 @@
+"""`config.json` beside saved weights: what a model is, as plain JSON, and back.
+
+The top-level keys are timm's, so that its tools can read the file; everything that timm has no key for is in the
+"segzoo" block, since timm refuses unknown keys inside `pretrained_cfg`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._errors import SegzooError, WeightsError
+from .._version import __version__
+from ..labels import load_labels
+from ..layers.reduction import current_plan, entry_to_json, parse_entry, reduction_sites
+from ._pretrained import PretrainedCfg
+
+if TYPE_CHECKING:
+    from ._base import Model
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT_VERSION = 1  # raised when a reader of the old form would misunderstand the new one
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+# Of a weights row, where its file was and how the row differs from the variant: neither holds for the saved model.
+SOURCE_FIELDS = frozenset(
+    ("state", "file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "sha256", "size", "how_to_get")
+) | {"cfg_overrides"}
+
+_TEMPLATES: dict[str, Any] = {}  # variant name -> its config
+_TYPES: dict[str, type] = {}  # name of a config's class -> the class, nested ones included
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedConfig:
+    """What `config.json` says about a saved model."""
+
+    name: str  # "variant" or "variant.tag", as `Model.name`; the tag need not be one that this version knows
+    cfg: Any  # the family's config, with the saved model's num_classes and in_chans
+    dtype: torch.dtype  # of the parameters
+    pretrained_cfg: PretrainedCfg | None  # preprocessing, test protocol and terms
+    reduction: dict[str, Any] | None  # plan in force, site -> entry in JSON form; None: neutral
+    during_training: bool = False  # the plan is in force in training mode, too
+
+    @property
+    def variant(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def register_configs(templates: Mapping[str, Any]) -> None:
+    """Make the configs of variants known, {variant name: config}, so that saved ones can be rebuilt."""
+    _TEMPLATES.update(templates)
+    for template in templates.values():
+        _register_type(template)
+
+
+def _register_type(cfg: Any) -> None:
+    _TYPES[type(cfg).__name__] = type(cfg)
+    for field in dataclasses.fields(cfg):
+        if dataclasses.is_dataclass(value := getattr(cfg, field.name)):
+            _register_type(value)
+
+
+# --- to JSON --------------------------------------------------------------------------------------------------------
+
+
+def config_to_dict(model: Model) -> dict[str, Any]:
+    """`config.json` of a model from `create_model`, as plain data.
+
+    Raises:
+        SegzooError: a model that has no name, mixes dtypes, or has options that JSON cannot hold.
+    """
+    variant = model.name.partition(".")[0]
+    if variant not in _TEMPLATES:
+        raise SegzooError(f"this {type(model).__name__} has no registered name; build it with segzoo.create_model")
+    cfg = dataclasses.replace(model.cfg, num_classes=model.num_classes, in_chans=model.in_chans)
+    row = model.pretrained_cfg
+    plan = current_plan(model)
+    config = {
+        "architecture": variant,
+        "num_classes": model.num_classes,
+        "num_features": model.feature_info[-1]["num_chs"],
+        "pretrained_cfg": _timm_cfg(model, row or PretrainedCfg()),
+        "segzoo": {
+            "version": FORMAT_VERSION,
+            "segzoo_version": __version__,
+            "name": model.name,
+            "dtype": _dtype(model),
+            "cfg": _cfg_to_json(cfg),
+            "in_chans": model.in_chans,
+            "pretrained_cfg": _row_to_json(row) if row else None,
+            "labels": label_names(row, model.num_classes),
+            "reduction": None if plan.is_neutral else {site: entry_to_json(entry) for site, entry in plan.items()},
+            "reduction_during_training": any(
+                leaf.during_training for leaves in reduction_sites(model).values() for leaf in leaves
+            ),
+        },
+    }
+    try:
+        text = json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SegzooError(f"{model.name} has an option that config.json cannot hold: {error}") from None
+    if read_config(json.loads(text)).cfg != cfg:
+        raise SegzooError(f"{model.name} has options that do not come back from config.json unchanged: {cfg}")
+    return config
+
+
+def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
+    """{"palette": name of the label set, "names": [...]} if the row's label set has that many classes, else None."""
+    labels = load_labels(row.label_set) if row and row.label_set else None
+    if labels is None or len(labels) != num_classes:
+        return None
+    return {"palette": labels.name, "names": list(labels.classes)}
+
+
+def _dtype(model: Model) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in model.state_dict().values() if p.is_floating_point()}
+    if len(found) > 1 or not found <= set(DTYPES):
+        raise SegzooError(
+            f"{model.name} holds {' and '.join(sorted(found))}; make it one of {', '.join(DTYPES)} with model.to()"
+        )
+    return found.pop()
+
+
+def _timm_cfg(model: Model, row: PretrainedCfg) -> dict[str, Any]:
+    """Only keys of timm's own `PretrainedCfg`."""
+    classifier = model.get_classifier()
+    found = next((name for name, module in model.named_modules() if module is classifier), None)
+    return {
+        "tag": model.name.partition(".")[2] or None,
+        "custom_load": False,
+        "input_size": [model.in_chans, *row.input_size],
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "mean": list(row.mean),
+        "std": list(row.std),
+        "num_classes": model.num_classes,
+        "pool_size": None,
+        "first_conv": model.first_conv.removesuffix(".weight"),
+        "classifier": found,
+        "license": row.license,
+        "origin_url": row.origin,
+    }
+
+
+def _row_to_json(row: PretrainedCfg) -> dict[str, Any]:
+    return {
+        field.name: _value_to_json(getattr(row, field.name))
+        for field in dataclasses.fields(row)
+        if field.name not in SOURCE_FIELDS
+    }
+
+
+def _cfg_to_json(cfg: Any) -> dict[str, Any]:
+    fields = {field.name: _value_to_json(getattr(cfg, field.name)) for field in dataclasses.fields(cfg)}
+    return {"type": type(cfg).__name__, **fields}
+
+
+def _value_to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _cfg_to_json(value)
+    return [_value_to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+# --- from JSON ------------------------------------------------------------------------------------------------------
+
+
+def read_config(source: str | Path | Mapping[str, Any]) -> SavedConfig:
+    """What a `config.json` of segzoo says: a file, the folder that it lies in, or its content.
+
+    Raises:
+        WeightsError: no such file, or not segzoo's, damaged, or of a later segzoo; names the file and the field.
+    """
+    if isinstance(source, Mapping):
+        where, config = CONFIG_NAME, source
+    else:
+        where = Path(source) / CONFIG_NAME if Path(source).is_dir() else Path(source)
+        config = _read_json(where)
+    block = config.get("segzoo") if isinstance(config, Mapping) else None
+    if not isinstance(block, Mapping):
+        raise WeightsError(
+            f'{where} has no "segzoo" block, so segzoo did not write it; build the model by its name and pass the '
+            "weights file as checkpoint_path="
+        )
+    version, writer = block.get("version"), block.get("segzoo_version", "unknown")
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{where} has version {version!r} and was written by segzoo {writer}; this is segzoo {__version__}, which "
+            f"reads version {FORMAT_VERSION}: upgrade segzoo"
+        )
+    try:
+        return _saved_config(config, block)
+    except _InvalidError as error:
+        raise WeightsError(
+            f"{where}: {error}; the file is damaged, or written by a later segzoo (by {writer}; this is {__version__})"
+        ) from None
+
+
+class _InvalidError(Exception):
+    """What is wrong, without the file's name."""
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; save the model with segzoo.save_pretrained") from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is no valid JSON ({error}); download or copy it again") from error
+
+
+def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedConfig:
+    name, dtype, row = block.get("name"), block.get("dtype"), block.get("pretrained_cfg")
+    variant = name.partition(".")[0] if isinstance(name, str) else name
+    if not isinstance(variant, str) or variant not in _TEMPLATES:
+        close = difflib.get_close_matches(str(variant), _TEMPLATES, n=3)
+        raise _InvalidError(f"unknown model {variant!r}" + (f" (did you mean {', '.join(close)}?)" if close else ""))
+    if config.get("architecture") != variant:
+        raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
+    if dtype not in DTYPES:
+        raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    try:
+        cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
+    except SegzooError as error:  # the config's own refusal
+        raise _InvalidError(f"segzoo.cfg: {error}") from None
+    if type(cfg) is not type(_TEMPLATES[variant]):
+        raise _InvalidError(f"segzoo.cfg is a {type(cfg).__name__}, but {variant} has another config")
+    for key, value, expected in (
+        ("num_classes", config.get("num_classes"), cfg.num_classes),
+        ("segzoo.in_chans", block.get("in_chans"), cfg.in_chans),
+    ):
+        if value != expected:
+            raise _InvalidError(f"{key} is {value!r}, but segzoo.cfg says {expected}")
+    during_training = block.get("reduction_during_training", False)
+    if not isinstance(during_training, bool):
+        raise _InvalidError(f"segzoo.reduction_during_training is {during_training!r}")
+    return SavedConfig(
+        name=name,
+        cfg=cfg,
+        dtype=getattr(torch, dtype),
+        pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
+        reduction=_reduction_from_json(block.get("reduction")),
+        during_training=during_training,
+    )
+
+
+def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
+    """Checked entry by entry; whether the model has these sites shows when the plan is set."""
+    if plan is None:
+        return None
+    if not isinstance(plan, Mapping):
+        raise _InvalidError(f"segzoo.reduction is {plan!r}, not a plan")
+    for site, entry in plan.items():
+        try:
+            parse_entry(entry)
+        except SegzooError as error:
+            raise _InvalidError(f"segzoo.reduction: {site}: {error}") from None
+    return dict(plan)
+
+
+def _cfg_from_json(value: Any, where: str) -> Any:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise _InvalidError(f"{where} is no known config ({kind!r}); known: {', '.join(sorted(_TYPES))}")
+    return _fields_from_json(_TYPES[kind], {name: item for name, item in value.items() if name != "type"}, where)
+
+
+def _fields_from_json(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from its fields. One that is missing takes its default: what older models did without it."""
+    if not isinstance(values, Mapping):
+        raise _InvalidError(f"{where} is {values!r}, not a set of fields")
+    hints = typing.get_type_hints(kind)
+    unknown = [name for name in values if name not in hints or (kind is PretrainedCfg and name in SOURCE_FIELDS)]
+    if unknown:
+        raise _InvalidError(f"{where} has an unknown field {unknown[0]!r}")
+    return kind(**{name: _value_from_json(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+
+
+def _value_from_json(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        # Any known config: a segmenter takes any encoder's, also one that its own type hint does not name.
+        nested = [kind for kind in _choices(hint) if dataclasses.is_dataclass(kind)]
+        if nested:
+            return _cfg_from_json(value, where)
+    value = _tuples(value)
+    if not any(_fits(value, kind) for kind in _choices(hint)):
+        raise _InvalidError(f"{where} is {value!r}, which is no {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is what the type hint of a config's field says; a whole number is also a float."""
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if len(items) == 2 and items[1] is Ellipsis:
+            return all(any(_fits(item, kind) for kind in _choices(items[0])) for item in value)
+        return len(value) == len(items) and all(_fits(item, kind) for item, kind in zip(value, items, strict=True))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
