@@ -12,7 +12,9 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def class_map(model: nn.Module, head_output: Any, size: tuple[int, int], chunk_bytes: int = CHUNK_BYTES) -> Tensor:
-    """Class of every pixel: exactly `model.to_size(head_output, size).argmax(1)`, with little memory.
+    """Class of every pixel, `model.to_size(head_output, size).argmax(1)`, with little memory.
+
+    Exactly that for logits; for products up to rounding, which can only turn pixels whose best scores are equal.
 
     Args:
         head_output: what `model.forward_head` returned for B images.
@@ -22,9 +24,8 @@ def class_map(model: nn.Module, head_output: Any, size: tuple[int, int], chunk_b
     Returns:
         (B, H, W) in the smallest unsigned dtype that holds the classes (uint8, else int32).
     """
-    if not (isinstance(head_output, Tensor) and model.score_kind == "logits"):
-        scores_BKHW = model.to_size(head_output, size)
-        return scores_BKHW.argmax(dim=1).to(mask_dtype(scores_BKHW.shape[1]))
+    if model.score_kind == "product":
+        return _class_map_by_rows(model, head_output, size, chunk_bytes)
     B, K = head_output.shape[:2]
     class_bytes = B * size[0] * size[1] * head_output.element_size()
     step = max(1, chunk_bytes // class_bytes)
@@ -40,6 +41,18 @@ def class_map(model: nn.Module, head_output: Any, size: tuple[int, int], chunk_b
         winner_BHW = torch.where(better_BHW, index_BHW, winner_BHW)
         best_BHW = torch.maximum(best_BHW, score_BHW)
     return winner_BHW
+
+
+def _class_map_by_rows(model: nn.Module, head_output: Any, size: tuple[int, int], chunk_bytes: int) -> Tensor:
+    """Products sum over all queries, so they are made in strips of rows; each query has a mask besides its score."""
+    strip = model.score_rows(head_output, size, 0, 1)
+    row_bytes = 2 * strip.numel() * strip.element_size()
+    step = max(1, chunk_bytes // row_bytes)
+    strips = [
+        model.score_rows(head_output, size, start, min(start + step, size[0])).argmax(dim=1)
+        for start in range(0, size[0], step)
+    ]
+    return torch.cat(strips, dim=1).to(mask_dtype(strip.shape[1]))
 
 
 def mask_dtype(num_classes: int) -> torch.dtype:
