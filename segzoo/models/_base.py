@@ -256,6 +256,31 @@ class SegmentationModel(Model):
         raise NotImplementedError
 
 
+class EncoderDecoder(SegmentationModel):
+    """A segmentation model of an encoder and a decoder whose last layer is its `classifier` (EDAFormer, SegFormer).
+
+    Args:
+        encoder: any encoder whose `feature_info` describes the maps that the decoder was made for.
+        decoder: maps, fine to coarse -> scores at its own resolution; has `classifier`, a 1x1 convolution.
+    """
+
+    def __init__(self, *, encoder: Encoder, decoder: nn.Module, cfg: Any):
+        super().__init__(cfg=cfg)
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps -> scores (B, K, H / s, W / s) at the decoder's stride s."""
+        return self.decoder(features)
+
+    def get_classifier(self) -> nn.Conv2d:
+        return self.decoder.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.decoder.classifier = fresh_conv_classifier(self.decoder.classifier, num_classes)
+        self.num_classes = num_classes
+
+
 def fresh_conv_classifier(classifier: nn.Conv2d, num_classes: int) -> nn.Conv2d:
     """A newly initialised 1x1 classifier like `classifier`, for other classes, on its device and in its dtype."""
     if num_classes < 1:

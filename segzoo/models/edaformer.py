@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import BlockSequence, Encoder, SegmentationModel, fresh_conv_classifier
+from ._base import BlockSequence, EncoderDecoder
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
 from ._weights import Drop, Layout, Prefixed, Rename, Squeeze
@@ -108,7 +108,7 @@ OFFICIAL_RULES = (
 )
 
 
-class EDAFormer(SegmentationModel):
+class EDAFormer(EncoderDecoder):
     """An encoder of four maps and the all-attention decoder; scores at stride 8 of the encoder's second map.
 
     Args:
@@ -124,22 +124,6 @@ class EDAFormer(SegmentationModel):
         "optimal": {"encoder": (2, 2, 1, 1), "decoder": 2},  # [16, 8, 2, 1]-[2, 4, 8]
         "fast": {"encoder": 2, "decoder": 2},  # [16, 8, 4, 2]-[2, 4, 8]
     }
-
-    def __init__(self, *, encoder: Encoder, decoder: AllAttentionDecoder, cfg: EDAFormerConfig):
-        super().__init__(cfg=cfg)
-        self.encoder = encoder
-        self.decoder = decoder
-
-    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps -> logits (B, K, H / 8, W / 8)."""
-        return self.decoder(features)
-
-    def get_classifier(self) -> nn.Conv2d:
-        return self.decoder.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.decoder.classifier = fresh_conv_classifier(self.decoder.classifier, num_classes)
-        self.num_classes = num_classes
 
 
 def build(cfg: EDAFormerConfig) -> EDAFormer:

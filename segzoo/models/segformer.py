@@ -26,7 +26,7 @@ from .._errors import SegzooError, WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import Encoder, SegmentationModel, fresh_conv_classifier
+from ._base import EncoderDecoder
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
 from ._weights import Drop, Layout, Prefixed, Rename, StateDict
@@ -146,7 +146,7 @@ _SEGFORMERPP = (
 )
 
 
-class SegFormer(SegmentationModel):
+class SegFormer(EncoderDecoder):
     """An encoder of maps at strides 4 to 32 and one of the two decoders; scores at the encoder's finest stride.
 
     Args:
@@ -162,22 +162,6 @@ class SegFormer(SegmentationModel):
         Layout("segformer++", r"^decode_head\.fusion_conv\.", _SEGFORMERPP),
     )
     reduction_presets = MiT.reduction_presets
-
-    def __init__(self, *, encoder: Encoder, decoder: AllMLPDecoder | ConvDecoder, cfg: SegFormerConfig):
-        super().__init__(cfg=cfg)
-        self.encoder = encoder
-        self.decoder = decoder
-
-    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps -> logits (B, K, H / 4, W / 4)."""
-        return self.decoder(features)
-
-    def get_classifier(self) -> nn.Conv2d:
-        return self.decoder.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.decoder.classifier = fresh_conv_classifier(self.decoder.classifier, num_classes)
-        self.num_classes = num_classes
 
     def fit_state(self, state: StateDict) -> StateDict:
         """Refuses the other decoder's weights by name: a list of keys would not tell which option to pass."""
