@@ -282,6 +282,18 @@ def test_presets_compile_and_export(preset, image):
         assert meta(image.to("meta")).shape == expected.shape
 
 
+@pytest.mark.parametrize("preset", ["hq", "fast", "n2d"])
+def test_merging_in_low_precision(preset, image):
+    model = segzoo.create_model("test_segformer").eval()
+    model.set_inference_reduction(preset)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(image).isfinite().all()
+        scores = model.bfloat16()(image.bfloat16())
+    assert scores.dtype == torch.bfloat16
+    assert scores.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [

@@ -188,8 +188,8 @@ def _best_partner(
     num_chunks = min(len(source_S), -(-len(source_S) * source_bytes // chunk_bytes))
     chunks = source_S.tensor_split(num_chunks)
     # One buffer for all chunks, and results in place: the allocator has no chance to spread them over the heap.
-    similarity_BSD = metric_BNC.new_empty(B, len(chunks[0]), len(destination_D))
-    score_BS = metric_BNC.new_empty(B, len(source_S))
+    similarity_BSD = destination_BCD.new_empty(B, len(chunks[0]), len(destination_D))
+    score_BS = destination_BCD.new_empty(B, len(source_S))
     partner_BS = torch.empty(B, len(source_S), dtype=torch.long, device=metric_BNC.device)
     first = 0
     for chunk_S in chunks:

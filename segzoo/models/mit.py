@@ -260,7 +260,6 @@ def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
     row = PretrainedCfg(
         state="hub",
         hf_hub_id=f"smp-hub/mit_{size}.imagenet",
-        hf_hub_filename="model.safetensors",
         hf_revision=revision,
         dataset="imagenet",
         num_classes=1000,
