@@ -53,7 +53,7 @@ def cost(model: nn.Module, size: tuple[int, int]) -> Cost:
     in_chans = getattr(getattr(shadow, "encoder", shadow), "in_chans", 3)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        shadow(torch.empty(1, in_chans, H, W, device="meta"))
+        shadow(torch.empty(1, in_chans, H, W, device="meta", dtype=next(shadow.parameters()).dtype))
     root = type(shadow).__name__
     macs_of = {
         name.removeprefix(f"{root}."): sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()
