@@ -31,7 +31,8 @@ from .._errors import SegzooError, WeightsError
 from ..layers.init import init_weights
 from ..models import create_model, model_info
 from ..models._base import BlockSequence, PyramidEncoder
-from ..models._weights import Layout, to_own_layout
+from ..models._keys import Layout
+from ..models._weights import to_own_layout
 
 __all__ = ["MODELS", "TimmEncoder"]  # timm adds the names that it registers
 

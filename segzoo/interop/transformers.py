@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._errors import SegzooError
 from ..labels import generic_labels, load_labels
 from ..layers.conv import FuseLevels
-from ..models._weights import Prefixed, Rename, Split, apply_rules
+from ..models._keys import Prefixed, Rename, Split, apply_rules
 from ..models.mit import MiT, MiTConfig
 from ..models.segformer import AllMLPDecoder, SegFormer
 

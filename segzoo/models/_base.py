@@ -18,8 +18,8 @@ from ..layers.reduction import Plan, set_inference_reduction
 from ..layers.shapes import resize, to_channels_first
 
 if TYPE_CHECKING:
+    from ._keys import Layout
     from ._pretrained import PretrainedCfg
-    from ._weights import Layout
 
 
 class Model(nn.Module):

@@ -21,9 +21,9 @@ from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import BlockSequence, EncoderDecoder
+from ._keys import Drop, Layout, Prefixed, Rename, Squeeze
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
-from ._weights import Drop, Layout, Prefixed, Rename, Squeeze
 from .eft import EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
 from .mit import MIT_B0, MiTConfig
 

@@ -25,9 +25,9 @@ from ..layers.mlp import ConvMlp
 from ..layers.patch_embed import OverlapPatchEmbed
 from ..layers.reduction import KeyValueReduction, QueryReduction
 from ._base import PyramidEncoder, Stage
+from ._keys import Layout, Rename, Squeeze
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
-from ._weights import Layout, Rename, Squeeze
 
 
 @dataclasses.dataclass(frozen=True)

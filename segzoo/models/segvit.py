@@ -31,9 +31,9 @@ from ..layers.attention import attend
 from ..layers.init import init_weights
 from ..layers.shapes import resize, resize_image_part, to_channels_last
 from ._base import Encoder, SegmentationModel
+from ._keys import Drop, Layout, Prefixed, Rename, Split, StateDict
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
-from ._weights import Drop, Layout, Prefixed, Rename, Split, StateDict
 from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, fit_grid, grid_of, pad_to_multiple, resize_grid
 
 

@@ -30,7 +30,7 @@ from ..layers.init import init_weights
 from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import BlockSequence, Encoder
-from ._weights import Drop, Layout, Rename, StateDict
+from ._keys import Drop, Layout, Rename, StateDict
 
 
 @dataclasses.dataclass(frozen=True)
