@@ -26,6 +26,8 @@ _HOMES = {
     "Neighbour2d": "layers.reduction",
     "cost": "costing",
     "fold": "folding",
+    "push_to_hub": "conversion",
+    "save_pretrained": "conversion",
     "predict": "prediction",
     "Segmentation": "prediction",
     "SegzooError": "_errors",

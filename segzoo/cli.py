@@ -69,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _add(verbs, "demo", run_demo, "segment three unseen synthetic street scenes, with and without reduction")
     verb.add_argument("-o", "--output", type=Path, default=Path("segzoo_demo"), metavar="DIR", help="(%(default)s)")
+
+    verb = _add(
+        verbs, "convert", run_convert, "turn an official checkpoint into a folder with its config and model card"
+    )
+    verb.add_argument("file", metavar="OFFICIAL_FILE", help="checkpoint as its authors published it")
+    verb.add_argument("name", metavar="NAME.TAG", help="weights that the file is; `segzoo list --pretrained` shows all")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the result")
+
+    verb = _add(verbs, "publish", run_publish, "upload a folder of `segzoo convert` to the Hugging Face Hub")
+    verb.add_argument("directory", type=Path, metavar="DIR", help="folder of a saved model")
+    verb.add_argument("repository", metavar="REPO", help="OWNER/NAME; made if it does not exist")
+    verb.add_argument("--private", action="store_true", help="only to a private repository")
+    verb.add_argument("--revision", metavar="BRANCH", help="branch; made if it does not exist (default: the main one)")
     return parser
 
 
@@ -330,6 +343,35 @@ def _demo_panel(image: Any, truth: Any, predictions: dict[str, Segmentation], pa
         )
     present = [int(index) for index in np.unique(truth)]
     write_png(panel(rows, legend(labels, present, 4 * image.shape[1])), path)
+
+
+# --- convert and publish ----------------------------------------------------------------------------------------------
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from .conversion import convert
+
+    report = convert(args.file, args.name, args.output)
+    _print_json(report.to_dict()) if args.json else print(report)
+    return 0
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    from .conversion import publish
+    from .models._config import read_config
+
+    row = read_config(args.directory).pretrained_cfg
+    if row is None or row.license == "unknown":
+        print(
+            "segzoo: note: no licence is stated for these weights; publish them only if you may pass them on",
+            file=sys.stderr,
+        )
+    done = publish(args.directory, args.repository, private=args.private or None, revision=args.revision)
+    if args.json:
+        _print_json({"repository": done.repo_id, "commit": done.commit, "url": done.url})
+    else:
+        print(f'{done.url}\nsegzoo.create_model("hf-hub:{done.repo_id}@{done.commit}")')
+    return 0
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

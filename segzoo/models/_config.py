@@ -73,8 +73,11 @@ def _register_type(cfg: Any) -> None:
 # --- to JSON --------------------------------------------------------------------------------------------------------
 
 
-def config_to_dict(model: Model) -> dict[str, Any]:
+def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, Any]:
     """`config.json` of a model from `create_model`, as plain data.
+
+    Args:
+        row: what to record about the weights, if other than the model's own row.
 
     Raises:
         SegzooError: a model that has no name, mixes dtypes, or has options that JSON cannot hold.
@@ -83,7 +86,7 @@ def config_to_dict(model: Model) -> dict[str, Any]:
     if variant not in _TEMPLATES:
         raise SegzooError(f"this {type(model).__name__} has no registered name; build it with segzoo.create_model")
     cfg = dataclasses.replace(model.cfg, num_classes=model.num_classes, in_chans=model.in_chans)
-    row = model.pretrained_cfg
+    row = row or model.pretrained_cfg
     plan = current_plan(model)
     config = {
         "architecture": variant,
