@@ -33,7 +33,8 @@ from .models._config import (
     label_names,
     read_config,
 )
-from .models._weights import Concat, Drop, Prefixed, StateDict, find_layout, read_tensors
+from .models._keys import Concat, Drop, Prefixed, StateDict
+from .models._weights import find_layout, read_tensors
 
 CARD_NAME = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # in the card's code, until `publish` knows the repository
@@ -64,7 +65,7 @@ def save_pretrained(
         model: from `create_model`, on any device and of one dtype; not folded, compiled or wrapped.
         directory: new, empty, or a segzoo folder, whose three files are replaced as a whole; others stay.
         pretrained_cfg_overlay: fields of the weights row to replace, for example {"dataset": "roofs",
-            "license": "cc-by-4.0", "miou": 71.2, "miou_protocol": "single scale"}.
+            "label_names": ("ground", "roof"), "license": "cc-by-4.0", "miou": 71.2}.
 
     Returns:
         The directory.
@@ -84,6 +85,9 @@ def _save(model: Model, directory: Path, row: PretrainedCfg) -> Path:
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise SegzooError(f"{model.name or 'this model'} is on the meta device and has no weights to save")
+    names = row.label_names
+    if names is not None and not (len(names) == len(set(names)) == model.num_classes):
+        raise SegzooError(f"label_names must be {model.num_classes} different names, one a class, not {names}")
     config = config_to_dict(model, row)
     _check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, read_config(config), "this model")
     card = model_card(model, row)
@@ -104,7 +108,7 @@ def _row_of(model: Model) -> PretrainedCfg:
     unknown = {field.name: field.default for field in dataclasses.fields(row)}
     lost = ["miou"]
     if model.num_classes != row.num_classes:
-        lost += ["dataset", "label_set"]
+        lost += ["dataset", "label_set", "label_names"]
     if "." not in model.name:
         lost += ["dataset", "license", "license_url", "commercial_use", "origin"]
     return dataclasses.replace(row, **{name: unknown[name] for name in lost})
@@ -199,7 +203,8 @@ def model_card(model: Model, row: PretrainedCfg) -> str:
         sections.insert(4, f"## Accuracy\n\n{row.miou} mIoU in percent{protocol}: as published, not measured anew.")
     if labels:
         names = ", ".join(f"{index} {name}" for index, name in enumerate(labels["names"]))
-        sections.insert(4, f"## Labels\n\nLabel set and palette `{labels['palette']}` of segzoo: {names}.")
+        palette = f"Label set and palette `{labels['palette']}` of segzoo: " if labels["palette"] else ""
+        sections.insert(4, f"## Labels\n\n{palette}{names}.")
     return f"---\n{_card_data(model, row).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 

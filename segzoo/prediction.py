@@ -224,7 +224,10 @@ def _label_set(row: PretrainedCfg, num_classes: int) -> LabelSet:
         labels = load_labels(row.label_set)
         if len(labels) == num_classes:
             return labels
-    return generic_labels(num_classes)
+    labels = generic_labels(num_classes)
+    if row.label_names and len(row.label_names) == num_classes:
+        return dataclasses.replace(labels, classes=row.label_names)
+    return labels
 
 
 def write_png(image: Image.Image, path: Path) -> None:

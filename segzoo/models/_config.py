@@ -118,11 +118,13 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
 
 
 def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
-    """{"palette": name of the label set, "names": [...]} if the row's label set has that many classes, else None."""
+    """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
     labels = load_labels(row.label_set) if row and row.label_set else None
-    if labels is None or len(labels) != num_classes:
-        return None
-    return {"palette": labels.name, "names": list(labels.classes)}
+    if labels is not None and len(labels) == num_classes:
+        return {"palette": labels.name, "names": list(labels.classes)}
+    if row and row.label_names and len(row.label_names) == num_classes:
+        return {"palette": None, "names": list(row.label_names)}
+    return None
 
 
 def _dtype(model: Model) -> str:

@@ -26,6 +26,7 @@ class PretrainedCfg:
     # What they were trained on.
     dataset: str = ""  # "ade20k", "cityscapes", ...
     label_set: str | None = None  # name for segzoo.labels.load_labels; None for ImageNet
+    label_names: tuple[str, ...] | None = None  # names of the classes, where they are in no label set
     num_classes: int = 1000
     cfg_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of the variant's config
     # Preprocessing: RGB in [0, 1], then (x - mean) / std.
