@@ -365,15 +365,24 @@ def test_smp(segmenter, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theirs", bridge.MODELS)
 @pytest.mark.parametrize(
-    "segmenter", ["Unet", "Segformer", "FPN", "UPerNet", "DeepLabV3Plus", "MAnet", "PAN", "Linknet"]
+    ("segmenter", "theirs"),
+    [
+        *(("Unet", theirs) for theirs in bridge.MODELS),
+        *((segmenter, "eft_t") for segmenter in ("Segformer", "FPN", "UPerNet", "MAnet", "PAN", "Linknet", "PSPNet")),
+    ],
 )
-def test_smp_decoders(segmenter, theirs):
-    options = {"encoder_output_stride": 32} if segmenter in ("DeepLabV3Plus", "PAN") else {}
+def test_smp_segmenters(segmenter, theirs):
+    options = {"encoder_output_stride": 32} if segmenter == "PAN" else {}
     model = getattr(smp, segmenter)(f"tu-{theirs}", encoder_weights=None, classes=5, **options).eval()
     with torch.inference_mode():
-        assert model(torch.zeros(1, 3, 128, 128)).shape == (1, 5, 128, 128)
+        assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 5, 256, 256)
+
+
+def test_strides_are_not_adjustable():
+    """What DeepLabV3 asks of its encoder; a pyramid of patch embeddings has no dilation to offer."""
+    with pytest.raises(segzoo.SegzooError, match="eft_t has no option 'output_stride'"):
+        smp.DeepLabV3Plus("tu-eft_t", encoder_weights=None)
 
 
 def test_smp_depth_and_preprocessing():

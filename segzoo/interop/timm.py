@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from .._errors import SegzooError, WeightsError
 from ..layers.init import init_weights
-from ..models import create_model, model_info
+from ..models import create_model, eft, mit
 from ..models._base import BlockSequence, PyramidEncoder
+from ..models._pretrained import PretrainedCfg as WeightsRow
 from ..models._keys import Layout
 from ..models._weights import to_own_layout
 
@@ -38,6 +39,9 @@ __all__ = ["MODELS", "TimmEncoder"]  # timm adds the names that it registers
 
 # Name in timm -> name in segzoo.
 MODELS = {"eft_t": "eft_t", "eft_b": "eft_b", **{f"segzoo_mit_b{i}": f"mit_b{i}" for i in range(6)}}
+
+# Segzoo's weights rows, by its name and tag.
+_ROWS = {**eft.PRETRAINED, **mit.PRETRAINED}
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -176,9 +180,8 @@ def _check_pool(global_pool: str, num_classes: int) -> str:
     return global_pool
 
 
-def _timm_cfg(name: str, tag: str) -> dict[str, Any]:
+def _timm_cfg(row: WeightsRow) -> dict[str, Any]:
     """A weights row of segzoo in timm's fields."""
-    row = model_info(f"{name}.{tag}").pretrained_cfg
     height, width = row.input_size
     cfg = {
         "input_size": (3, height, width),
@@ -200,7 +203,7 @@ def _timm_cfg(name: str, tag: str) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {f"{theirs}.{tag}": _timm_cfg(ours, tag) for theirs, ours in MODELS.items() for tag in model_info(ours).tags}
+    {f"{theirs}.{tag}": _timm_cfg(row) for theirs, ours in MODELS.items() for tag, row in _ROWS[ours].items()}
 )
 
 
