@@ -16,9 +16,9 @@ full input (so a downsampled input pays for resizing them); a training step is f
 size, backward pass and AdamW, with the reduction in place (`during_training=True`).
 
 A round runs all forms in turn, in a process of its own; recorded are the ratios of times within a round. With one CPU
-thread these are times of the processor, which what else runs on the machine disturbs least; else wall times. Peak memory
-is that of one run in one process, above what the process held before (the model included). Both attentions have to
-give the same scores in float64 first. What is finished is kept in --work, so that the same command continues a run.
+thread these are times of the processor, which other work on the machine disturbs least; else wall times. Peak memory is
+that of one run in one process, above what the process held before (the model included). Both attentions have to give
+the same scores in float64 first. What is finished is kept in --work, so that the same command continues a run.
 """
 
 from __future__ import annotations
