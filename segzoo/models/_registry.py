@@ -14,9 +14,9 @@ import torch
 
 from .._errors import SegzooError
 from ._base import FeaturePyramid, Model, SegmentationModel
-from ._config import register_configs
+from ._config import read_config, register_configs
 from ._pretrained import PretrainedCfg
-from ._weights import load_row, load_weights
+from ._weights import build_with_weights, load_row, load_weights, saved_files, say_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def create_model(
     pretrained: bool = False,
     checkpoint_path: str | Path | None = None,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     drop_path_rate: float | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
@@ -96,10 +96,13 @@ def create_model(
     Args:
         name: "variant" or "variant.tag" (see `list_models`, `list_pretrained`). A tag sets the number of classes
             and the options that its weights were trained with, also when the weights themselves are not loaded.
+            "local-dir:/path" and "hf-hub:org/name@revision" are models saved by `save_pretrained` or
+            `push_to_hub`; they always come with their weights, dtype and reduction.
         pretrained: load the weights of the tag; without a tag, the first row whose weights can be loaded.
         checkpoint_path: local file to load instead: segzoo's own or an official one.
         num_classes: other than the weights' number renews the classifier; 0 gives an encoder without head.
-        in_chans: input channels; weights of the first convolution are summed (1) or tiled and rescaled (others).
+        in_chans: input channels, 3 unless a saved model has others; weights of the first convolution are summed (1)
+            or tiled and rescaled (others).
         drop_path_rate: stochastic depth of the encoder's last block.
         features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
         out_indices: with `features_only`, which maps (0 = finest).
@@ -110,6 +113,35 @@ def create_model(
         SegzooError: an unknown name, tag or option (the message lists the valid ones).
         WeightsError: weights that are not published, missing, corrupt or of another model.
     """
+    if drop_path_rate is not None:
+        cfg_overrides["drop_path_rate"] = drop_path_rate
+    if in_chans is not None:
+        cfg_overrides["in_chans"] = in_chans
+    if name.startswith(("local-dir:", "hf-hub:")):
+        if checkpoint_path is not None:
+            raise SegzooError(
+                f"{name} comes with its weights; leave out checkpoint_path, or build the model by its name"
+            )
+        model = _create_saved(name, num_classes, pretrained_cfg_overlay, cfg_overrides)
+    else:
+        model = _create_named(name, pretrained, checkpoint_path, num_classes, pretrained_cfg_overlay, cfg_overrides)
+    if not features_only:
+        if out_indices is not None:
+            raise SegzooError("out_indices needs features_only=True")
+        return model
+    encoder = model.encoder if isinstance(model, SegmentationModel) else model
+    encoder.reset_classifier(0)
+    return FeaturePyramid(encoder=encoder, out_indices=out_indices)
+
+
+def _create_named(
+    name: str,
+    pretrained: bool,
+    checkpoint_path: str | Path | None,
+    num_classes: int | None,
+    overlay: Mapping[str, Any] | None,
+    cfg_overrides: Mapping[str, Any],
+) -> Model:
     variant_name, tag = _parse_name(name)
     family = _VARIANTS[variant_name]
     variant = family.variants[variant_name]
@@ -118,17 +150,14 @@ def create_model(
         tag = next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
-    row = _overlay(rows[tag] if tag else next(iter(rows.values()), None), pretrained_cfg_overlay)
+    row = _overlay(rows[tag] if tag else next(iter(rows.values()), None), overlay)
 
-    cfg = variant.cfg
+    trained_cfg = variant.cfg
     if row is not None and tag is not None:
-        cfg = _override(cfg, {"num_classes": row.num_classes, **row.cfg_overrides}, variant_name)
-    if drop_path_rate is not None:
-        cfg_overrides["drop_path_rate"] = drop_path_rate
-    cfg = _override(cfg, {"in_chans": in_chans, **cfg_overrides}, variant_name)
+        trained_cfg = _override(trained_cfg, {"num_classes": row.num_classes, **row.cfg_overrides}, variant_name)
+    cfg = _override(trained_cfg, cfg_overrides, variant_name)
     if pretrained and checkpoint_path is None:
-        model = family.build(cfg)
-        load_row(model, f"{variant_name}.{tag}", row)
+        model = load_row(lambda: family.build(cfg), f"{variant_name}.{tag}", row, trained_cfg)
         if num_classes is not None and num_classes != cfg.num_classes:
             model.reset_classifier(num_classes)
     else:
@@ -142,13 +171,29 @@ def create_model(
     model.pretrained_cfg = row
     if variant.reduction is not None:
         model.set_inference_reduction(variant.reduction)
-    if not features_only:
-        if out_indices is not None:
-            raise SegzooError("out_indices needs features_only=True")
-        return model
-    encoder = model.encoder if isinstance(model, SegmentationModel) else model
-    encoder.reset_classifier(0)
-    return FeaturePyramid(encoder=encoder, out_indices=out_indices)
+    return model
+
+
+def _create_saved(
+    name: str, num_classes: int | None, overlay: Mapping[str, Any] | None, cfg_overrides: Mapping[str, Any]
+) -> Model:
+    config, weights = saved_files(name)
+    saved = read_config(config)
+    row = _overlay(saved.pretrained_cfg, overlay)
+    if row is not None:
+        say_terms(name, row)
+    cfg = _override(saved.cfg, cfg_overrides, saved.variant)
+    family = _VARIANTS[saved.variant]
+    model = build_with_weights(lambda: family.build(cfg), weights, keep_mapped=name.startswith("hf-hub:"))
+    model.to(saved.dtype)
+    if num_classes is not None and num_classes != cfg.num_classes:
+        model.reset_classifier(num_classes)
+    model.cfg = dataclasses.replace(cfg, num_classes=model.num_classes)
+    model.name = saved.name
+    model.pretrained_cfg = row
+    if saved.reduction is not None:
+        model.set_inference_reduction(saved.reduction, during_training=saved.during_training)
+    return model
 
 
 def list_models(
@@ -255,4 +300,10 @@ def _override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def _overlay(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) -> PretrainedCfg | None:
-    return _override(row or PretrainedCfg(), overlay, "pretrained_cfg_overlay") if overlay else row
+    if not overlay:
+        return row
+    row = row or PretrainedCfg()
+    source = ("file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url")
+    if any(name in overlay and overlay[name] != getattr(row, name) for name in source):
+        overlay = {"sha256": None, "size": None, **overlay}  # those known belong to the other file
+    return _override(row, overlay, "pretrained_cfg_overlay")
