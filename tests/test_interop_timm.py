@@ -19,7 +19,7 @@ import torch
 from golden_data import golden_json, golden_state_dict
 from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
-from transformers import TimmBackbone, TimmBackboneConfig
+from transformers import TimmBackbone, TimmBackboneConfig, TimmWrapperConfig, TimmWrapperForImageClassification
 
 import segzoo
 from segzoo.interop import timm as bridge
@@ -405,3 +405,28 @@ def test_transformers_timm_backbone(theirs):
     assert model.stage_names == [f"stages.{i}" for i in range(4)]
     sum(m.sum() for m in model.train()(BAND4).feature_maps).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_transformers_hidden_states_are_the_chosen_maps():
+    """The limit that docs/interop.md states: a getter of features gives transformers no others."""
+    model = TimmBackbone(TimmBackboneConfig(backbone="eft_t", out_indices=[0, 1, 2, 3])).eval()
+    output = model(RGB, output_hidden_states=True)
+    assert_equal(output.hidden_states, output.feature_maps)
+    some = TimmBackbone(TimmBackboneConfig(backbone="eft_t", out_indices=[1, 3])).eval()
+    with pytest.raises(IndexError):
+        some(RGB, output_hidden_states=True)
+
+
+def test_transformers_timm_wrapper():
+    config = TimmWrapperConfig(architecture="eft_t", num_labels=3)
+    model = TimmWrapperForImageClassification(config).eval()
+    assert torch.equal(model(RGB).logits, model.timm_model(RGB)) and model(RGB).logits.shape == (2, 3)
+
+
+def test_compile_and_export():
+    backbone = timm.create_model("eft_t", features_only=True).eval()
+    with torch.no_grad():
+        maps = backbone(RGB)
+        assert_equal(torch.compile(backbone, fullgraph=True, backend="eager")(RGB), maps)
+        for a, b in zip(torch.export.export(backbone, (RGB,)).module()(RGB), maps, strict=True):
+            torch.testing.assert_close(a, b)
