@@ -48,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "list", run_list, "list models, or with --pretrained every row of weights")
     verb.add_argument("filter", nargs="*", default=["*"], help="wildcards, for example 'edaformer*'")
     verb.add_argument("--pretrained", action="store_true", help="list weights (name.tag) instead of models")
+    verb.add_argument(
+        "--source", choices=("bundled", "hub", "url", "unpublished"), help="with --pretrained: only these"
+    )
+    verb.add_argument("--license", metavar="ID", help="with --pretrained: only this licence, such as apache-2.0")
+    verb.add_argument(
+        "--commercial", action="store_true", help="with --pretrained: only where commercial use is allowed"
+    )
+    verb.add_argument("--dataset", metavar="NAME", help="with --pretrained: only this data set")
 
     verb = _add(verbs, "info", run_info, "parameters, cost per stage and reduction site, weights, licence")
     verb.add_argument("model", help="name or name.tag")
@@ -107,12 +115,20 @@ def run_list(args: argparse.Namespace) -> int:
 
     if args.pretrained:
         rows = []
-        for name in list_pretrained(args.filter):
+        names = list_pretrained(
+            args.filter,
+            source=args.source,
+            license=args.license,
+            commercial=True if args.commercial else None,
+            dataset=args.dataset,
+        )
+        for name in names:
             row = model_info(name).pretrained_cfg
             rows.append(
                 {
                     "name": name,
-                    "state": row.state,
+                    "source": row.state,
+                    "from": row.from_text,
                     "dataset": row.dataset,
                     "classes": row.num_classes,
                     "miou": row.miou,
@@ -120,6 +136,8 @@ def run_list(args: argparse.Namespace) -> int:
                     "commercial_use": row.commercial_use,
                 }
             )
+    elif args.source or args.license or args.commercial or args.dataset:
+        raise SegzooError("--source, --license, --commercial and --dataset select weights; add --pretrained")
     else:
         rows = []
         for name in list_models(args.filter):
@@ -168,7 +186,7 @@ def run_info(args: argparse.Namespace) -> int:
                 "stages": result.stages,
                 "sites": result.sites,
                 "reduction": json.loads(result.plan.to_json()),
-                "presets": list(info.reduction_presets),
+                "presets": list(model.reduction_presets),
                 "tags": list(info.tags),
                 "license": row.license if row else None,
                 "commercial_use": row.commercial_use if row else None,
@@ -182,7 +200,7 @@ def run_info(args: argparse.Namespace) -> int:
         print(f"published: {figure.gmacs} GMACs{params}")
     if not published:
         print("published: no figure for this size, number of classes and reduction")
-    print(f"presets: {', '.join(info.reduction_presets) or 'none'}")
+    print(f"presets: {', '.join(model.reduction_presets) or 'none'}")
     print(f"weights: {', '.join(info.tags) or 'none'}")
     if row:
         allowed = {True: "allowed", False: "not allowed", None: "unknown"}[row.commercial_use]

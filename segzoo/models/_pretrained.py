@@ -15,10 +15,10 @@ class PretrainedCfg:
 
     # Where the weights are.
     state: str = "unpublished"  # "bundled" | "hub" | "url" | "unpublished"
-    file: str | None = None  # bundled: file name in segzoo/weights
+    file: str | None = None  # bundled: file name in segzoo/weights; url: name in the cache where the URL has none
     hf_hub_id: str | None = None  # hub: repository, "org/name"
     hf_hub_filename: str | None = None  # hub: file in the repository; None = model.safetensors, then older formats
-    hf_revision: str | None = None  # hub: full commit id (40 hex digits), or a branch or tag
+    hf_revision: str | None = None  # hub: full commit id (40 hex digits), or a branch or tag; None follows "main"
     url: str | None = None  # url: official direct link
     sha256: str | None = None  # of the file, where known
     size: int | None = None  # of the file in bytes, where known
@@ -53,3 +53,10 @@ class PretrainedCfg:
     @property
     def loadable(self) -> bool:
         return self.state != "unpublished"
+
+    @property
+    def from_text(self) -> str:
+        """Where the file is, in short: "org/name@1234567" (or @main, which may move), a host, or nothing."""
+        if self.state == "hub":
+            return f"{self.hf_hub_id}@{(self.hf_revision or 'main')[:7]}"
+        return self.url.split("/")[2] if self.state == "url" and self.url else ""

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._errors import SegzooError
 from ._base import FeaturePyramid, Model, SegmentationModel
 from ._config import read_config, register_configs
@@ -62,7 +60,6 @@ class ModelInfo:
     published: tuple[PublishedCost, ...]
     pretrained_cfg: PretrainedCfg | None
     tags: tuple[str, ...]
-    reduction_presets: tuple[str, ...]
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -211,9 +208,43 @@ def list_models(
     return sorted(_select(names, filter, exclude_filters), key=_natural_key)
 
 
-def list_pretrained(filter: str | Sequence[str] = "*", exclude_filters: str | Sequence[str] = ()) -> list[str]:
-    """`name.tag` of every weights row, in natural order, also of those that are not published yet."""
-    return sorted(_select([name for name, _ in _rows()], filter, exclude_filters), key=_natural_key)
+def list_pretrained(
+    filter: str | Sequence[str] = "*",
+    exclude_filters: str | Sequence[str] = (),
+    *,
+    source: str | None = None,
+    license: str | None = None,
+    commercial: bool | None = None,
+    dataset: str | None = None,
+) -> list[str]:
+    """`name.tag` of every weights row, in natural order, also of those that are not published yet.
+
+    Args:
+        filter: wildcard or wildcards, such as "segformer_b?.*"; a name is listed if any matches.
+        exclude_filters: wildcard or wildcards of names to leave out.
+        source: only rows that are "bundled", "hub", "url" or "unpublished".
+        license: only rows under this licence, such as "apache-2.0".
+        commercial: only rows that allow commercial use (True) or are known to forbid it (False).
+        dataset: only rows trained on it, such as "ade20k".
+
+    Raises:
+        SegzooError: a source, licence or data set that no row has; the message lists those that there are.
+    """
+    rows = dict(_rows())
+    for option, field, wanted in (
+        ("source", "state", source),
+        ("license", "license", license),
+        ("commercial", "commercial_use", commercial),
+        ("dataset", "dataset", dataset),
+    ):
+        known = {getattr(row, field) for _, row in _rows()}
+        if wanted is None:
+            continue
+        if wanted not in known:
+            valid = ", ".join(sorted(str(value) for value in known if value is not None))
+            raise SegzooError(f"no weights have {option} {wanted!r}; there are: {valid}")
+        rows = {name: row for name, row in rows.items() if getattr(row, field) == wanted}
+    return sorted(_select(list(rows), filter, exclude_filters), key=_natural_key)
 
 
 def model_info(name: str) -> ModelInfo:
@@ -227,8 +258,6 @@ def model_info(name: str) -> ModelInfo:
     cfg = variant.cfg
     if tag is not None:
         cfg = _override(cfg, {"num_classes": rows[tag].num_classes, **rows[tag].cfg_overrides}, variant_name)
-    with torch.device("meta"):
-        presets = tuple(family.build(cfg).reduction_presets)
     return ModelInfo(
         name=variant_name,
         tag=tag,
@@ -238,7 +267,6 @@ def model_info(name: str) -> ModelInfo:
         published=variant.published,
         pretrained_cfg=rows.get(tag),
         tags=tuple(rows),
-        reduction_presets=presets,
     )
 
 

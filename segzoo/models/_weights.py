@@ -590,7 +590,7 @@ def _server_says(answer: Any) -> str:
 def _url_file(name: str, row: PretrainedCfg) -> Path:
     wanted = Wanted(
         name=name,
-        file=row.url.rpartition("/")[2],
+        file=row.file or row.url.rpartition("/")[2],
         source=row.url,
         terms=row.license_url or row.origin,
         sha256=row.sha256,

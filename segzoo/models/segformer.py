@@ -280,17 +280,21 @@ _SEGFORMERPP_CITYSCAPES = dataclasses.replace(
     license="unknown",
     license_url=None,
     origin="https://github.com/KieDani/SegformerPlusPlus (arXiv 2405.14467)",
-    how_to_get=(
-        "download the B5 checkpoint from the link in the README of https://github.com/KieDani/SegformerPlusPlus and "
-        "pass it as checkpoint_path="
-    ),
+    state="url",
+    url="https://mediastore.rz.uni-augsburg.de/get/yzE65lzm6N/",
+    file="segformerpp_b5_cityscapes.pth",
+    miou=82.39,
+    miou_protocol="not named in the official README",
 )
 _SEGFORMERPP_ADE20K = dataclasses.replace(
     _SEGFORMERPP_CITYSCAPES,
     **{
         field: getattr(_NVIDIA, field)
-        for field in ("dataset", "label_set", "num_classes", "test_mode", "crop", "stride", "miou_protocol")
+        for field in ("dataset", "label_set", "num_classes", "test_mode", "crop", "stride")
     },
+    url="https://mediastore.rz.uni-augsburg.de/get/nKEjUHNAfK/",
+    file="segformerpp_b5_ade20k_640.pth",
+    miou=49.72,
     input_size=(640, 640),
     test_size=(640, 2048),
 )
@@ -299,7 +303,7 @@ _SEGFORMERPP_ADE20K = dataclasses.replace(
 def _hub(
     row: PretrainedCfg,
     repository: str,
-    miou: float,
+    miou: float | None,
     *,
     revision: str | None = None,
     file: str | None = None,
@@ -307,23 +311,30 @@ def _hub(
     sha256: str | None = None,
     **fields: object,
 ) -> PretrainedCfg:
-    """A row of the Hub; one whose commit is not known yet cannot be loaded by name."""
+    """A row of the Hub. One whose commit is not recorded follows the branch "main"."""
     return dataclasses.replace(
         row,
-        state="hub" if revision else "unpublished",
+        state="hub",
         hf_hub_id=repository,
         hf_hub_filename=file,
         hf_revision=revision,
         size=size,
         sha256=sha256,
         miou=miou,
-        how_to_get=(
-            ""
-            if revision
-            else f"download the weights from https://huggingface.co/{repository} and pass them as checkpoint_path="
-        ),
         **fields,
     )
+
+
+def _smp(size: str) -> dict[str, PretrainedCfg]:
+    """NVIDIA's weights as converted by segmentation_models_pytorch, which publishes no scores of its own."""
+    side = 640 if size == "b5" else 512
+    ade20k = {"input_size": (side, side), "test_size": (side, 2048), "file": "model.safetensors"}
+    return {
+        f"smp_ade20k_{side}": _hub(_NVIDIA, f"smp-hub/segformer-{size}-{side}x{side}-ade-160k", None, **ade20k),
+        "smp_cityscapes_1024": _hub(
+            _NVIDIA_CITYSCAPES, f"smp-hub/segformer-{size}-1024x1024-city-160k", None, file="model.safetensors"
+        ),
+    }
 
 
 _SEGFORMER_WEIGHTS = {
@@ -390,6 +401,7 @@ _SEGFORMER_WEIGHTS = {
     },
 }
 
+_SEGFORMER_WEIGHTS = {name: {**rows, **_smp(name.rpartition("_")[2])} for name, rows in _SEGFORMER_WEIGHTS.items()}
 PRETRAINED = {
     **_SEGFORMER_WEIGHTS,
     **{alias: _SEGFORMER_WEIGHTS[name] for alias, (name, _) in _merged(_SEGFORMER_WEIGHTS).items()},

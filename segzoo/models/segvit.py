@@ -587,10 +587,10 @@ VARIANTS = {
 def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
     """A released checkpoint: the .pth files of one Hub repository."""
     return PretrainedCfg(
+        state="hub",
         hf_hub_id="Akide/SegViTv1",
         hf_hub_filename=file,
-        hf_revision="1cfdaf6",
-        how_to_get=f"download {file} from https://huggingface.co/Akide/SegViTv1 and pass it as checkpoint_path=",
+        hf_revision=None,  # follows "main": of the commit only the first digits are known, 1cfdaf6
         test_mode="slide",
         miou=miou,
         miou_protocol="single scale, sliding window",
