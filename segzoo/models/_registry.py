@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._errors import SegzooError
+from .._errors import SegzooError, WeightsError
 from ._base import FeaturePyramid, Model, SegmentationModel
 from ._config import read_config, register_configs
 from ._pretrained import PretrainedCfg
@@ -181,15 +181,25 @@ def _create_saved(
         say_terms(name, row)
     cfg = _override(saved.cfg, cfg_overrides, saved.variant)
     family = _VARIANTS[saved.variant]
-    model = build_with_weights(lambda: family.build(cfg), weights, keep_mapped=name.startswith("hf-hub:"))
-    model.to(saved.dtype)
+
+    def build() -> Model:
+        try:
+            return family.build(cfg).to(saved.dtype)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            given = " with the options given" if cfg_overrides else ""
+            raise WeightsError(f"{config}{given} describes no model that can be built: {error}") from error
+
+    model = build_with_weights(build, weights, keep_mapped=name.startswith("hf-hub:"))
     if num_classes is not None and num_classes != cfg.num_classes:
         model.reset_classifier(num_classes)
     model.cfg = dataclasses.replace(cfg, num_classes=model.num_classes)
     model.name = saved.name
     model.pretrained_cfg = row
     if saved.reduction is not None:
-        model.set_inference_reduction(saved.reduction, during_training=saved.during_training)
+        try:
+            model.set_inference_reduction(saved.reduction, during_training=saved.during_training)
+        except SegzooError as error:
+            raise WeightsError(f"{config}: {error}") from None
     return model
 
 
