@@ -233,10 +233,19 @@ class _Handler(BaseHTTPRequestHandler):
                 if repo_id in hub.repositories:
                     self._json({"url": f"{hub.endpoint}/{repo_id}", "error": "You already created this repo"}, 409)
                 else:
-                    hub.add(repo_id, {".gitattributes": b""}, private=bool(asked.get("private")))
+                    hub.add(
+                        repo_id,
+                        {".gitattributes": b""},
+                        private=asked.get("visibility") == "private" or bool(asked.get("private")),
+                    )
                     self._json({"url": f"{hub.endpoint}/{repo_id}", "id": repo_id})
             elif match := re.fullmatch(r"models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path):
                 self._upload(*match.groups(), content)
+            elif (match := re.fullmatch(r"models/([^/]+/[^/]+)/branch/([^/]+)", path)) and match[1] in hub.repositories:
+                refs = hub.repositories[match[1]].refs
+                taken = match[2] in refs
+                refs.setdefault(match[2], refs["main"])
+                self._json({}, 409 if taken else 200)
             else:
                 self._error(404)
             return
@@ -325,7 +334,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.body is not None:
             body = fault.body
         start, status = 0, 200
-        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+        unchanged = self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]
+        if unchanged and (match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
             start, status = int(match[1]), 206
             if start >= len(body):
                 self._error(416, **{"Content-Range": f"bytes */{len(body)}"})
