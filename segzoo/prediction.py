@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil, floor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ._errors import ImageError, SegzooError
+from .keypoints import Keypoints, decode_heatmaps
 from .labels import LabelSet, generic_labels, load_labels
 from .layers.reduction import Plan, current_plan
 from .layers.shapes import resize as resize_map
@@ -119,6 +121,50 @@ def predict(
     return results
 
 
+@torch.inference_mode()
+def predict_keypoints(
+    model: nn.Module,
+    image: ImageSource,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    resize: tuple[int, int] | None = None,
+) -> Keypoints:
+    """Find keypoints in an image, or top-down in a part of it.
+
+    Args:
+        model: a keypoint model of segzoo (`segformer_b0_keypoints`); run in eval mode and left in the mode it was in.
+        image: as for `predict`.
+        box: (x0, y0, x1, y1) in pixels of the part to look at, for example a detected person with some room around;
+            rounded outwards to whole pixels and clipped to the image. Default: the whole image.
+        resize: (H, W) in pixels at which the model sees that part, best that of its training; default: the rule of
+            its weights row.
+
+    Returns:
+        Keypoints with xy (K, 2) in pixels of the whole image (`segzoo.keypoints` has the convention) and score (K,),
+        float32 on the CPU.
+
+    Raises:
+        ImageError: an image that cannot be read.
+        SegzooError: a model of another kind, or a box without a pixel of the image.
+    """
+    if getattr(model, "score_kind", None) != "heatmap":
+        raise SegzooError(f"{type(model).__name__} is no keypoint model; segzoo.list_models('*_keypoints') lists them")
+    image_HWC = load_image(image, model.in_chans)
+    H, W = image_HWC.shape[:2]
+    x0, y0, x1, y1 = (0, 0, W, H) if box is None else box
+    left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(W, ceil(x1)), min(H, ceil(y1))
+    if left >= right or top >= bottom:
+        raise SegzooError(f"box {box} has no pixel of an image of {W} x {H}; give (x0, y0, x1, y1) in pixels")
+    part_HWC = image_HWC[top:bottom, left:right]
+    size = part_HWC.shape[:2]
+    row = getattr(model, "pretrained_cfg", None) or PretrainedCfg()
+    x_BCHW = to_input(part_HWC, model_size(size, row, resize), row, next(model.parameters()))
+    with _eval_mode(model):
+        heatmaps_BKHW = model.forward_head(model.forward_features(x_BCHW)).float().cpu()
+    xy_BK2, score_BK = decode_heatmaps(heatmaps_BKHW, size, origin=(left, top))
+    return Keypoints(xy=xy_BK2[0], score=score_BK[0])
+
+
 class _Walk:
     """The options of one call, checked once, and the walk of one image."""
 
@@ -131,6 +177,11 @@ class _Walk:
         crop: tuple[int, int] | None,
         stride: tuple[int, int] | None,
     ):
+        if getattr(model, "score_kind", None) == "heatmap":
+            raise SegzooError(
+                f"{model.name or type(model).__name__} gives heatmaps of keypoints, not classes; call "
+                "segzoo.prediction.predict_keypoints(model, image)"
+            )
         self.model = model
         self.row = getattr(model, "pretrained_cfg", None) or PretrainedCfg()
         self.label_set = _label_set(self.row, model.num_classes)

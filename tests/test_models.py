@@ -68,7 +68,7 @@ def test_images_of_a_batch_do_not_mix(name):
 @pytest.mark.parametrize("name", TINY_SEGMENTERS)
 def test_scores_are_one_tensor_in_train_and_eval(name):
     model = make(name)
-    assert model.score_kind in ("logits", "product")
+    assert model.score_kind in ("logits", "product", "heatmap")
     for mode in (True, False):
         scores = model.train(mode)(image(2, 3, 64, 64))
         assert isinstance(scores, torch.Tensor)

@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("interop",),
     ("tuning",),
     ("preprocess",),
-    ("costing", "folding", "masks", "visualize"),
+    ("costing", "folding", "keypoints", "masks", "visualize"),
     ("models",),
     ("layers",),
     ("labels", "weights", "_version"),

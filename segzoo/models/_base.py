@@ -223,7 +223,8 @@ class SegmentationModel(Model):
     `forward(x) == to_size(forward_head(forward_features(x)), x.shape[2:])`.
     """
 
-    score_kind: ClassVar[str] = "logits"  # "logits", or "product" = class probability x sigmoid mask
+    # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
+    score_kind: ClassVar[str] = "logits"
     head_prefix = "decoder."
     first_conv = f"encoder.{PyramidEncoder.first_conv}"
     encoder: Encoder

@@ -5,7 +5,8 @@ Linear without norm or activation, is resized to c1's grid, concatenated in the 
 convolution + BN + ReLU and classified at stride 4. Segformer++ (github.com/KieDani/SegformerPlusPlus @7fb8797) is
 this model with token merging around the attention, which has no parameters; but its own checkpoints were trained
 with mmsegmentation's decoder (1x1 convolution + BN + ReLU a level, 256 channels for every size, order c1 to c4) and
-LayerNorm eps 1e-6 everywhere. That is the option `decoder="segformerpp"`.
+LayerNorm eps 1e-6 everywhere. That is the option `decoder="segformerpp"`. Its other task, human pose, takes the same
+network with one heatmap per keypoint in place of the classes: `segformer_b0_keypoints` and so on, without weights.
 
 What segzoo changed: as in `mit.py`; token merging is a reduction plan (presets "hq", "fast", "n2d"), so that
 `segformerpp_b2_hq` is `segformer_b2`, its weights included, with a plan set; and the unused `conv_seg` of NVIDIA's
@@ -52,6 +53,7 @@ class SegFormerConfig:
     """Configuration of SegFormer."""
 
     encoder: MiTConfig = MIT_B0
+    score_kind: str = "logits"  # "logits" of num_classes classes, or "heatmap": one a keypoint, num_classes of them
     decoder: str = "segformer"  # "segformer", or "segformerpp": the decoder and eps of Segformer++'s own checkpoints
     decoder_dim: int = 256  # channels of decoder "segformer"
     segformerpp_dim: int = 256  # channels of decoder "segformerpp"
@@ -171,7 +173,37 @@ class SegFormer(EncoderDecoder):
         return state
 
 
+class SegFormerKeypoints(SegFormer):
+    """SegFormer whose outputs are heatmaps of keypoints, about 1 at the keypoint and 0 elsewhere (`segzoo.keypoints`).
+
+    `forward` gives them at input size, `forward_head` at the stride of the encoder's finest map, where they are
+    trained (`segzoo.training.losses.HeatmapLoss`) and decoded.
+    """
+
+    score_kind = "heatmap"
+
+    def __init__(self, *, encoder: Encoder, decoder: AllMLPDecoder | ConvDecoder, cfg: SegFormerConfig):
+        super().__init__(encoder=encoder, decoder=decoder, cfg=cfg)
+        self._start_near_zero()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        super().reset_classifier(num_classes)
+        self._start_near_zero()
+
+    def _start_near_zero(self) -> None:
+        """Nearly all of a target heatmap is zero; from outputs far from it, squared errors take long to come down."""
+        nn.init.normal_(self.decoder.classifier.weight, std=0.001)
+
+    def forward_train(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """{"scores": (B, K, H, W) heatmaps at input size, "heatmaps": (B, K, H / 4, W / 4)}"""
+        heatmaps_BKHW = self.forward_head(self.forward_features(x_BCHW))
+        return {"scores": self.to_size(heatmaps_BKHW, x_BCHW.shape[2:]), "heatmaps": heatmaps_BKHW}
+
+
 def build(cfg: SegFormerConfig) -> SegFormer:
+    models = {"logits": SegFormer, "heatmap": SegFormerKeypoints}
+    if cfg.score_kind not in models:
+        raise SegzooError(f"score_kind must be {' or '.join(map(repr, models))}, not {cfg.score_kind!r}")
     # The class of the decoder, its width, and the eps that the official weights with this decoder were trained with.
     decoders = {
         "segformer": (AllMLPDecoder, cfg.decoder_dim, 1e-5),
@@ -193,7 +225,7 @@ def build(cfg: SegFormerConfig) -> SegFormer:
         dropout=cfg.dropout,
         num_classes=cfg.num_classes,
     )
-    return SegFormer(encoder=encoder, decoder=decoder, cfg=cfg)
+    return models[cfg.score_kind](encoder=encoder, decoder=decoder, cfg=cfg)
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
@@ -238,13 +270,22 @@ def _merged(rows: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     }
 
 
+def _keypoints(row: Variant) -> Variant:
+    """One heatmap for each of COCO's 17 keypoints in place of the classes."""
+    cfg = dataclasses.replace(row.cfg, score_kind="heatmap", num_classes=17)
+    fewer = (row.cfg.num_classes - cfg.num_classes) * (cfg.decoder_dim + 1)  # weights and biases of the classifier
+    return Variant(cfg, params=row.params and row.params - fewer)
+
+
 VARIANTS = {
     **_SEGFORMER_VARIANTS,
     **{
         alias: dataclasses.replace(_SEGFORMER_VARIANTS[name], published=(), reduction=preset)
         for alias, (name, preset) in _merged(_SEGFORMER_VARIANTS).items()
     },
+    **{f"{name}_keypoints": _keypoints(row) for name, row in _SEGFORMER_VARIANTS.items()},
     "test_segformer": Variant(TEST_SEGFORMER),
+    "test_segformer_keypoints": _keypoints(Variant(TEST_SEGFORMER)),
 }
 
 # --- weights --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Losses that a family needs beyond cross-entropy: SegViT's classification-plus-mask loss."""
+"""Losses that a family needs beyond cross-entropy: SegViT's classification-plus-mask loss, and that of heatmaps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._errors import SegzooError
+from ..keypoints import gaussian_heatmaps
 from ..layers.shapes import resize_image_part
 
 
@@ -160,6 +161,48 @@ class ATMLoss(nn.Module):
         overlap_P = 2 * (probability_PN * targets.masks).sum(dim=1)
         total_P = probability_PN.sum(dim=1) + targets.masks.sum(dim=1)
         return (1 - (overlap_P + 1) / (total_P + 1)).sum() / targets.num_masks
+
+
+class HeatmapLoss(nn.Module):
+    """Mean squared error of heatmaps against Gaussians at the keypoints, as top-down pose models are trained.
+
+    The error of a heatmap is the mean over its cells. Heatmaps are averaged over the keypoints that count (visible,
+    and not far outside the map), so that a batch with few of them teaches as much as others; without any the loss is
+    zero, still connected to the parameters.
+
+    Args:
+        sigma: standard deviation of the Gaussians in cells of the heatmaps; 2 is usual for 64x48 cells.
+    """
+
+    def __init__(self, *, sigma: float = 2.0):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, outputs: Mapping[str, Tensor], xy_BK2: Tensor, visible_BK: Tensor) -> Tensor:
+        """`forward_train`'s dict of a keypoint model, positions (B, K, 2) in pixels of its input, and (B, K) which
+        of them are known -> a scalar to minimise.
+
+        Raises:
+            SegzooError: another number of keypoints than the model has.
+        """
+        heatmaps_BKHW = _at_least_float32(outputs["heatmaps"])
+        if heatmaps_BKHW.shape[:2] != xy_BK2.shape[:2]:
+            raise SegzooError(
+                f"keypoints must be ({', '.join(map(str, heatmaps_BKHW.shape[:2]))}, 2) for this model, not "
+                f"{tuple(xy_BK2.shape)}"
+            )
+        targets_BKHW, weights_BK = gaussian_heatmaps(
+            xy_BK2.to(heatmaps_BKHW.dtype),
+            visible_BK,
+            image_size=tuple(outputs["scores"].shape[2:]),
+            map_size=tuple(heatmaps_BKHW.shape[2:]),
+            sigma=self.sigma,
+        )
+        error_BK = (heatmaps_BKHW - targets_BKHW).square().mean(dim=(2, 3))
+        return (weights_BK * error_BK).sum() / weights_BK.sum().clamp(min=1)
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma:g}"
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
