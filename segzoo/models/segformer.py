@@ -27,7 +27,7 @@ from .._errors import SegzooError, WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import EncoderDecoder
+from ._base import Encoder, EncoderDecoder
 from ._keys import Drop, Layout, Prefixed, Rename, StateDict
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
