@@ -1,6 +1,7 @@
 """A process of its own with the real huggingface_hub client, driven by the tests line by line.
 
-Each line of stdin is a job in JSON: {"name": ..., "options": {...}, "threads": n, "environ": {...}}; the answer is a
+Each line of stdin is a job in JSON: {"name": ..., "options": {...}, "threads": n, "environ": {...}, "file_limit": n}
+(the last: no file may grow beyond n bytes, as on a full disk); the answer is a
 line on stdout with a digest of every thread's model, or the error, its type and what was logged.
 """
 
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -35,8 +37,16 @@ class Client:
             text=True,
         )
 
-    def start(self, name: str, *, threads: int = 1, environ: dict[str, str] | None = None, **options: Any) -> None:
-        job = {"name": name, "options": options, "threads": threads, "environ": environ or {}}
+    def start(
+        self,
+        name: str,
+        *,
+        threads: int = 1,
+        environ: dict[str, str] | None = None,
+        file_limit: int | None = None,
+        **options: Any,
+    ) -> None:
+        job = {"name": name, "options": options, "threads": threads, "environ": environ or {}, "file_limit": file_limit}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
 
@@ -54,8 +64,8 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=60)
         self.process.stdout.close()
+        self.process.wait(timeout=60)
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -76,6 +86,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("segzoo").addHandler(handler)
     previous = {name: os.environ.get(name) for name in job["environ"]}
     os.environ.update(job["environ"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if job["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], limits[1]))
     start = time.perf_counter()
     result: dict[str, Any] = {}
     try:
@@ -88,6 +101,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # what must never reach a user
         result = {"error": repr(error), "type": type(error).__name__}
     finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         logging.getLogger("segzoo").removeHandler(handler)
         for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

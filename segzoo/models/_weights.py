@@ -486,7 +486,7 @@ def _hub_file(name: str, repo_id: str, files: Sequence[str], revision: str | Non
             _check_room(wanted, size, Path(constants.HF_HUB_CACHE), "HF_HOME")
             stage = "downloading"
             return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
-        except WeightsError:
+        except (WeightsError, errors.HFValidationError):
             raise
         except Exception as error:
             path = probe() if _is_unreachable(error) else None
@@ -511,7 +511,7 @@ def _is_unreachable(error: Exception) -> bool:
 
     if isinstance(error, errors.HfHubHTTPError):
         return error.response is not None and error.response.status_code >= 500
-    return not isinstance(error, (errors.HFValidationError, errors.EntryNotFoundError))
+    return not isinstance(error, errors.EntryNotFoundError)
 
 
 def _hub_error(wanted: Wanted, error: Exception, stage: str, repo_id: str) -> WeightsError:
@@ -639,7 +639,7 @@ def _download(wanted: Wanted, path: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise wanted.error(
-            f"{url} cannot be reached ({type(error).__name__}: {reason})",
+            f"the server cannot be reached ({type(error).__name__}: {reason})",
             f"check the network and the proxy, {manually}",
         ) from error
     with response:
@@ -656,9 +656,10 @@ def _download(wanted: Wanted, path: Path) -> None:
             raise _disk_error(wanted, error, path.parent, "SEGZOO_CACHE") from error
     received = partial.stat().st_size
     if broken is not None or (total is not None and received != total):
+        of_all = f" of {total:,}" if total is not None else ""
+        reason = f" ({type(broken).__name__}: {broken})" if broken else ""
         raise wanted.error(
-            f"the download broke off after {received:,} of {total or 'unknown':,} bytes"
-            + (f" ({type(broken).__name__}: {broken})" if broken else ""),
+            f"the download broke off after {received:,}{of_all} bytes{reason}",
             f"run again, it goes on from there, {manually}" if tag.exists() else f"run again, {manually}",
         ) from broken
     partial.replace(path)
