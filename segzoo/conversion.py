@@ -33,7 +33,7 @@ from .models._config import (
     label_names,
     read_config,
 )
-from .models._keys import Concat, Drop, Prefixed, StateDict
+from .models._keys import Concat, Prefixed, StateDict
 from .models._weights import find_layout, read_tensors
 
 CARD_NAME = "README.md"
@@ -407,10 +407,8 @@ def _trace_one(
         made = {rule.new_prefix + name: tuple(rule.prefix + key for key in keys) for name, keys in names.items()}
         made.update({key: (key,) for key in state if not key.startswith(rule.prefix)})
         return made, {rule.prefix + key: why for key, why in gone.items()}
-    after = rule(state)
-    if isinstance(rule, Drop):
-        return {key: (key,) for key in after}, {key: rule.why for key in state if key not in after}
     if isinstance(rule, Concat):
+        after = rule(state)
         made = {key: (key,) for key in after if key in state}
         for pattern in rule.patterns:
             for key in state.keys() - after.keys():
@@ -418,13 +416,16 @@ def _trace_one(
                     name = re.sub(pattern, rule.replacement, key)
                     made[name] = (*made.get(name, ()), key)
         return made, {}
-    made = {}
+    made, gone = {}, {}
     for key, tensor in state.items():
-        for name in rule({key: tensor}):
+        names = rule({key: tensor})
+        if not names:
+            gone[key] = rule.why  # of Drop and its like
+        for name in names:
             if name in made:
                 raise WeightsError(f"the keys {made[name][0]} and {key} both become {name}; one of them is too many")
             made[name] = (key,)
-    return made, {}
+    return made, gone
 
 
 # --- uploading ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from segzoo.layers.reduction import current_plan, reduction_sites
 from segzoo.models import SegmentationModel
 from segzoo.models._config import config_to_dict, read_config
 from segzoo.models._keys import Concat, Drop, Prefixed, Rename, Split
+from segzoo.models.vit import MMSEG_RULES
 
 TINY = segzoo.list_models("test_*")
 SMALL = ("test_", "eft_t", "edaformer_t", "mit_b0", "segformer_b0", "rtformer_slim", "segvit_base")
@@ -495,6 +496,9 @@ def test_the_trace_agrees_with_the_rules():
     made, dropped = _trace(state, rules)
     assert made == {"enc.new.qk": ("net.old.q", "net.old.kv"), "enc.new.v": ("net.old.kv",), "other": ("other",)}
     assert dropped == {"net.x.spare": "spare", "head.w": "head"}
+    token = {"cls_token": torch.empty(1, 1, 8, device="meta"), "pos_embed": torch.empty(1, 5, 8, device="meta")}
+    made_vit, dropped_vit = _trace(token, MMSEG_RULES)
+    assert (made_vit, list(dropped_vit)) == ({"pos_embed": ("pos_embed",)}, ["cls_token"])
     for rule in rules:
         state = rule(state)
     assert set(state) == set(made)

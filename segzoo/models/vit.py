@@ -206,6 +206,8 @@ class ViTBlocks(BlockSequence):
 class DropClassToken:
     """Leave out the class token and its position: they are dropped before block 0 and never reach attention."""
 
+    why: str = "the class token is dropped before block 0 and never reaches attention"
+
     def __call__(self, state: StateDict) -> StateDict:
         if "cls_token" not in state:
             return state
