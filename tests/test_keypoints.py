@@ -13,6 +13,7 @@ from torch import nn
 
 import segzoo
 from segzoo.data.car_corners import KEYPOINTS, car_crops
+from segzoo.interop.transformers import to_transformers_state_dict
 from segzoo.keypoints import decode_heatmaps, gaussian_heatmaps, pck
 from segzoo.prediction import predict_keypoints
 from segzoo.training.losses import HeatmapLoss
@@ -184,6 +185,11 @@ def test_segmentation_weights_serve_the_encoder_and_decoder(tmp_path):
     model = tiny(checkpoint_path=tmp_path / "weights.pth", num_classes=4)
     own, given_ = model.state_dict(), plain.state_dict()
     assert all(torch.equal(own[key], given_[key]) for key in own if key not in model.classifier_parameters())
+
+
+def test_transformers_has_no_place_for_it():
+    with pytest.raises(segzoo.SegzooError, match="keypoint"):
+        to_transformers_state_dict(tiny())
 
 
 def test_an_unknown_score_kind_is_refused():

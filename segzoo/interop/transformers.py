@@ -103,14 +103,14 @@ def save_for_transformers(model: nn.Module, directory: str | Path) -> Path:
 
 def _check(model: nn.Module) -> None:
     if isinstance(model, SegFormer) and isinstance(model.encoder, MiT) and isinstance(model.decoder, AllMLPDecoder):
-        if isinstance(model.decoder.fuse, FuseLevels):  # not folded
+        if isinstance(model.decoder.fuse, FuseLevels) and model.score_kind == "logits":  # not folded, no heatmaps
             return
     if isinstance(model, MiT) and model.num_classes > 0:
         return
     name = getattr(model, "name", "") or type(model).__name__
     raise SegzooError(
         f"transformers cannot hold {name}: it needs a SegFormer with decoder='segformer', or a MiT with its ImageNet "
-        "head, neither of them folded"
+        "head, neither of them folded nor a keypoint model"
     )
 
 
