@@ -593,7 +593,7 @@ def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
         hf_revision=None,  # follows "main": of the commit only the first digits are known, 1cfdaf6
         test_mode="slide",
         miou=miou,
-        miou_protocol="single scale, sliding window",
+        miou_protocol="sliding window; the figure in the name of the released file",
         license="other",
         license_url="https://huggingface.co/Akide/SegViTv1",
         commercial_use=False,
