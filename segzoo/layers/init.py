@@ -9,6 +9,9 @@ from torch import nn
 
 def init_weights(module: nn.Module) -> None:
     """For `model.apply`: linear layers truncated normal (0.02), convolutions by fan-out, norms one and zero."""
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.is_meta:  # nothing to initialise, or about to be loaded
+        return
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

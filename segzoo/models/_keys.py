@@ -21,7 +21,8 @@ class Rename:
     replacement: str | Callable[[re.Match[str]], str]
 
     def __call__(self, state: StateDict) -> StateDict:
-        return {re.sub(self.pattern, self.replacement, key): tensor for key, tensor in state.items()}
+        substitute = re.compile(self.pattern).sub
+        return {substitute(self.replacement, key): tensor for key, tensor in state.items()}
 
 
 @dataclasses.dataclass(frozen=True)
