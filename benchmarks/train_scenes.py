@@ -50,13 +50,21 @@ def rendered_scenes(count: int, folder: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def make_batch(data: np.ndarray, rng: np.random.Generator, batch: int, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Random flips and crops with a little colour jitter: (B, 3, h, w) normalised images, (B, h, w) labels."""
+def make_batch(
+    data: np.ndarray, rng: np.random.Generator, batch: int, crop: tuple[int, int], *, half_size: bool
+) -> tuple[Tensor, Tensor]:
+    """Random flips and crops with a little colour jitter: (B, 3, h, w) normalised images, (B, h, w) labels.
+
+    With `half_size` both sides of a crop are halved: colours by averaging, labels by taking every other pixel.
+    """
     h, w = crop
     images, labels = [], []
     for i in rng.integers(len(data), size=batch):
         y, x = rng.integers(SIZE[0] - h + 1), rng.integers(SIZE[1] - w + 1)
         pair = np.array(data[i, y : y + h, x : x + w])
+        if half_size:
+            colours = pair[..., :3].reshape(h // 2, 2, w // 2, 2, 3).mean(axis=(1, 3))
+            pair = np.dstack([colours, pair[::2, ::2, 3]])
         if rng.random() < 0.5:
             pair = pair[:, ::-1]
         images.append(pair[..., :3].astype(np.float32) * rng.uniform(0.85, 1.15) / 255)
@@ -97,7 +105,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000, help="number of training scenes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--full-size-from", type=float, default=0.6, help="share of the time after which crops end")
+    parser.add_argument(
+        "--half-size",
+        action="store_true",
+        help="begin with whole scenes at half size instead of crops: an encoder with a position embedding learns where "
+        "things are, at the same cost",
+    )
+    parser.add_argument(
+        "--full-size-from", type=float, default=0.6, help="share of the time after which whole scenes are seen"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.03)
     parser.add_argument("--threads", type=int, default=2)
@@ -135,9 +151,10 @@ def main() -> None:
         rate = args.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        full_size = share >= args.full_size_from
-        crop, batch = (SIZE, args.batch // 2) if full_size else (tuple(args.crop), args.batch)
-        images, labels = make_batch(data, rng, batch, crop)
+        beginning = share < args.full_size_from
+        crop = tuple(args.crop) if beginning and not args.half_size else SIZE
+        batch = args.batch if beginning else args.batch // 2
+        images, labels = make_batch(data, rng, batch, crop, half_size=beginning and args.half_size)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
             output = model.forward_train(images)
         loss = loss_of(output, labels)
