@@ -10,20 +10,15 @@ checked to give the same scores, then run in turn, so that a busy machine hits b
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from recording import RESULTS, conditions, write_table
 from torch import Tensor, nn
 
 import segzoo
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def tokens_to_map(x_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -130,19 +125,11 @@ def main() -> None:
                 "speed_up_min": round(min(speed_up), 3),
                 "speed_up_max": round(max(speed_up), 3),
                 "rounds": args.rounds,
-                "torch": torch.__version__,
-                "segzoo": segzoo.__version__,
-                "machine": platform.machine(),
-                "command": "python benchmarks/latency.py " + " ".join(sys.argv[1:]),
+                **conditions(torch, segzoo),
             }
         )
         print(f"{name:<26} {rows[-1]['speed_up_median']:.2f}x  ({min(speed_up):.2f} to {max(speed_up):.2f})")
-    path = RESULTS / f"latency_{args.model}_{args.size[0]}x{args.size[1]}_cpu{args.threads}.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {path}")
+    write_table(rows, RESULTS / f"latency_{args.model}_{args.size[0]}x{args.size[1]}_cpu{args.threads}.csv")
 
 
 if __name__ == "__main__":

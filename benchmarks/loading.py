@@ -11,18 +11,16 @@ every value touched once. The page cache is warm: what is measured is the work, 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from recording import RESULTS, conditions, write_table
+
 COMMIT = "0" * 39 + "1"
 
 
@@ -125,20 +123,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
                 "file_bytes": weights.stat().st_size,
                 "threads": args.threads,
                 "rounds": args.rounds,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "machine": platform.machine(),
-                "command": " ".join(["python", "benchmarks/loading.py", *sys.argv[1:]]),
+                **conditions(torch, segzoo, transformers),
             }
         )
-    path = RESULTS / f"loading_{args.model}_cpu{args.threads}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
     for row in rows:
         print(f"{row['form']:40} {row['ratio_to_read_and_copy']:>8} x  {row['seconds_median']:>8} s")
-    print(f"written to {path}")
+    write_table(rows, RESULTS / f"loading_{args.model}_cpu{args.threads}.csv")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import ctypes
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -38,12 +36,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from recording import RESULTS, conditions, write_table
 from torch import Tensor, nn
 
 import segzoo
 from segzoo.models.mit import EfficientSelfAttention
 
-RESULTS = Path(__file__).parent / "results"
 NUM_CLASSES = 19
 TOLERANCE = 1e-9  # float64, relative to the largest score
 REDUCTIONS = ("none", "hq", "fast", "n2d", "isr")
@@ -280,23 +278,14 @@ def main() -> None:
             "threads": args.threads,
             "rounds": args.rounds,
             "float64_difference": f"{difference:.1e}",
-            "torch": torch.__version__,
-            "segzoo": segzoo.__version__,
-            "machine": platform.machine(),
-            "command": "python benchmarks/merging.py " + " ".join(sys.argv[1:]),
+            **conditions(torch, segzoo),
         }
         rows.append(row)
         print(
             f"{implementation:<13} {reduction:<12} {row['speed_up_over_materialised']:6.2f}x materialised "
             f"{row['speed_up_over_fused']:6.2f}x fused {row['peak_mib']:9.1f} MiB"
         )
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {path}")
+    write_table(rows, RESULTS / f"{name}.csv")
 
 
 if __name__ == "__main__":

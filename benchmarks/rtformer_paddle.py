@@ -12,7 +12,6 @@ CSV with the conditions in its name goes to benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import pickle
@@ -26,8 +25,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from recording import RESULTS, conditions, write_table
 
-RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 5e-5
 # name -> (segzoo name, options of PaddleSeg's class)
 MODELS = {
@@ -138,30 +137,24 @@ def main() -> None:
         process.stdin.close()
         process.wait()
 
-    conditions = (
+    name = (
         f"rtformer_{args.model}_{height}x{width}_fp32_1thread_{platform.machine()}"
         f"_torch{torch.__version__.split('+')[0]}_paddle{paddle_version}"
     )
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{conditions}.csv"
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(
-            ["implementation", "median_ms", "fastest_ms", "speedup_median_of_rounds", "max_abs_difference", "rounds"]
-        )
-        for name, values in seconds.items():
-            ratios = [theirs / ours for theirs, ours in zip(seconds["paddleseg"], values, strict=True)]
-            row = [
-                name,
-                f"{1e3 * statistics.median(values):.1f}",
-                f"{1e3 * min(values):.1f}",
-                f"{statistics.median(ratios):.2f}",
-                f"{difference[name]:.1e}",
-                args.rounds,
-            ]
-            table.writerow(row)
-            print(*row, sep="\t")
-    print(path)
+    rows = []
+    for implementation, values in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(seconds["paddleseg"], values, strict=True)]
+        row = {
+            "implementation": implementation,
+            "median_ms": f"{1e3 * statistics.median(values):.1f}",
+            "fastest_ms": f"{1e3 * min(values):.1f}",
+            "speedup_median_of_rounds": f"{statistics.median(ratios):.2f}",
+            "max_abs_difference": f"{difference[implementation]:.1e}",
+            "rounds": args.rounds,
+        }
+        print(*row.values(), sep="\t")
+        rows.append(row | {"paddle": paddle_version} | conditions(torch, segzoo))
+    write_table(rows, RESULTS / f"{name}.csv")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ busy machine hits them alike), and writes it to benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recording import RESULTS, conditions, write_table
 
 import segzoo
 from segzoo.data import scenes
@@ -27,7 +26,6 @@ from segzoo.training.metrics import ConfusionMatrix
 
 FIRST_HELD_OUT_SEED = 1_000_000
 SMALL = [scenes.CLASSES.index(name) for name in scenes.SMALL_CLASSES]
-RESULTS = Path(__file__).parent / "results"
 
 
 def load(name: str, checkpoint: str | None) -> torch.nn.Module:
@@ -96,7 +94,6 @@ def main() -> None:
     confusion = accuracy(model, args.reductions, args.scenes, size, args.scale)
     seen = (round(size[0] * args.scale), round(size[1] * args.scale))
     times = relative_times(model, args.reductions, seen, args.rounds)
-    command = "python benchmarks/scene_accuracy.py " + " ".join(sys.argv[1:])
     rows = []
     for reduction, ratio in zip(args.reductions, times, strict=True):
         model.set_inference_reduction(plan(reduction))
@@ -112,18 +109,9 @@ def main() -> None:
                 "gmacs": round(segzoo.cost(model, seen).macs / 1e9, 4),
                 "time_ratio": round(ratio, 3),
                 "threads": args.threads,
-                "torch": torch.__version__,
-                "segzoo": segzoo.__version__,
-                "machine": platform.machine(),
-                "command": command,
+                **conditions(torch, segzoo),
             }
         )
-    path = args.csv or RESULTS / f"scenes_{args.model}_{size[0]}x{size[1]}_cpu{args.threads}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
     print(f"\n{'reduction':<44}{'mIoU':>8}{'small':>8}{'GMACs':>9}{'time':>7}")
     for row in rows:
         print(
@@ -132,7 +120,7 @@ def main() -> None:
         )
     for name, iou in zip(scenes.CLASSES, confusion[args.reductions[0]].iou(), strict=True):
         print(f"  {name:<16}{iou:.3f}")
-    print(f"written to {path}")
+    write_table(rows, args.csv or RESULTS / f"scenes_{args.model}_{size[0]}x{size[1]}_cpu{args.threads}.csv")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ Fit scenes have the seeds 0, 1, ...; evaluation scenes start at `EVAL_SEED`, so 
 """
 
 import argparse
-import csv
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL
+from recording import conditions, write_table
 
 from segzoo.data.scenes import CLASSES, render
 
@@ -80,9 +79,6 @@ def main() -> None:
 
     if args.csv is not None:
         row = {
-            "command": " ".join(["python", "benchmarks/scene_colour_baseline.py", *sys.argv[1:]]),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
             "height": size[0],
             "width": size[1],
             "bins": args.bins,
@@ -92,11 +88,7 @@ def main() -> None:
         }
         for prefix, values in (("iou", iou), ("pixels", frequency), ("scenes", present)):
             row |= {f"{prefix}_{c.replace(' ', '_')}": f"{v:.4f}" for c, v in zip(CLASSES, values, strict=True)}
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            writer.writeheader()
-            writer.writerow(row)
+        write_table([row | conditions(np, PIL)], args.csv)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ trained model with every reduction preset, its weights being the same.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
+from recording import RESULTS, conditions, write_table
 from torch import Tensor, nn
 
 import segzoo
@@ -25,7 +22,6 @@ from segzoo.keypoints import decode_heatmaps, pck
 from segzoo.models._pretrained import IMAGENET_MEAN, IMAGENET_STD
 from segzoo.training.losses import HeatmapLoss
 
-RESULTS = Path(__file__).parent / "results"
 FIRST_HELD_OUT_SEED = 1_000_000  # training seeds stay below, evaluation seeds at or above
 THRESHOLDS = (0.05, 0.1, 0.2)
 
@@ -100,14 +96,8 @@ def main() -> None:
         print("  ".join(f"{value:<32}" if key == "form" else f"{key} {value:.3f}" for key, value in row.items()))
         row |= {"model": args.model, "steps": args.steps, "batch": args.batch, "size": f"{args.side}x{args.side}"}
         row |= {"train_crops": args.train_crops, "test_crops": args.test_crops, "visible": int(visible.sum())}
-        row |= {"torch": torch.__version__, "segzoo": segzoo.__version__, "machine": platform.machine()}
-        rows.append(row | {"command": "python benchmarks/train_keypoints.py " + " ".join(sys.argv[1:])})
-    path = RESULTS / f"keypoints_{args.model}_{args.side}x{args.side}_cpu{args.threads}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {path}")
+        rows.append(row | conditions(torch, segzoo))
+    write_table(rows, RESULTS / f"keypoints_{args.model}_{args.side}x{args.side}_cpu{args.threads}.csv")
 
 
 if __name__ == "__main__":

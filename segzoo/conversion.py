@@ -216,7 +216,7 @@ def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
     variant = model.name.partition(".")[0]
     fields: dict[str, Any] = {"license": row.license if known else "other"}
     if not known:
-        fields["license_name"] = "see-license-link" if row.license == "other" else row.license
+        fields["license_name"] = row.license
     if row.license_url:
         fields["license_link"] = row.license_url
     if row.dataset:

@@ -110,7 +110,7 @@ def test_reset_classifier_renews_only_the_classifier(name):
     classifier = model.classifier_parameters()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     model.reset_classifier(5)
-    assert model.num_classes == 5
+    assert model.num_classes == model.cfg.num_classes == 5
     kept = {key for key in before if key not in classifier}
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in kept)

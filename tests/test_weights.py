@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
@@ -50,6 +51,7 @@ def test_files(trained, tmp_path, suffix):
         lambda state: state,
         lambda state: {"state_dict": state, "meta": {"epoch": 3}},
         lambda state: {"model": state},
+        lambda state: {"state_dict": fresh().state_dict(), "state_dict_ema": state, "epoch": 3},
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
         lambda state: {key: value.numpy() for key, value in state.items()},
@@ -59,6 +61,13 @@ def test_wrappings(trained, wrap):
     model = fresh()
     segzoo.load_weights(model, wrap(trained.state_dict()))
     assert same(model, trained)
+
+
+def test_a_checkpoint_with_the_options_of_its_training(trained, tmp_path):
+    options = argparse.Namespace(model="test_edaformer", lr=1e-3, betas=(0.9, 0.999), resume=None)
+    path = tmp_path / "checkpoint-3.pth.tar"
+    torch.save({"epoch": 3, "state_dict": trained.state_dict(), "args": options}, path)
+    assert same(segzoo.create_model("test_edaformer", checkpoint_path=path), trained)
 
 
 def test_double_weights_lose_nothing():

@@ -5,6 +5,7 @@ Shape suffixes as in `segzoo.layers`: B batch, C channels, H, W map, N tokens, K
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class Model(nn.Module):
-    """What encoders and segmentation models share. `cfg` is the family's frozen config, all of it plain data."""
+    """What encoders and segmentation models share. `cfg` is the family's frozen config, all of it plain data; it always
+    describes the model as it is, also after `reset_classifier`."""
 
     key_layouts: ClassVar[Sequence[Layout]] = ()  # official layouts of checkpoints that load_weights understands
     reduction_presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # plans by name
@@ -35,8 +37,18 @@ class Model(nn.Module):
     def __init__(self, *, cfg: Any):
         super().__init__()
         self.cfg = cfg
-        self.num_classes: int = cfg.num_classes
-        self.in_chans: int = cfg.in_chans
+
+    @property
+    def num_classes(self) -> int:
+        return self.cfg.num_classes
+
+    @num_classes.setter
+    def num_classes(self, num_classes: int) -> None:
+        self.cfg = dataclasses.replace(self.cfg, num_classes=num_classes)
+
+    @property
+    def in_chans(self) -> int:
+        return self.cfg.in_chans
 
     def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
         """See `segzoo.set_inference_reduction`; a string may name a preset of this family."""

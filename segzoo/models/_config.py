@@ -85,7 +85,6 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
     variant = model.name.partition(".")[0]
     if variant not in _TEMPLATES:
         raise SegzooError(f"this {type(model).__name__} has no registered name; build it with segzoo.create_model")
-    cfg = dataclasses.replace(model.cfg, num_classes=model.num_classes, in_chans=model.in_chans)
     row = row or model.pretrained_cfg
     plan = current_plan(model)
     config = {
@@ -98,7 +97,7 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
             "segzoo_version": __version__,
             "name": model.name,
             "dtype": _dtype(model),
-            "cfg": _cfg_to_json(cfg),
+            "cfg": _cfg_to_json(model.cfg),
             "in_chans": model.in_chans,
             "pretrained_cfg": _row_to_json(row) if row else None,
             "labels": label_names(row, model.num_classes),
@@ -112,8 +111,8 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
         text = json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise SegzooError(f"{model.name} has an option that config.json cannot hold: {error}") from None
-    if read_config(json.loads(text)).cfg != cfg:
-        raise SegzooError(f"{model.name} has options that do not come back from config.json unchanged: {cfg}")
+    if read_config(json.loads(text)).cfg != model.cfg:
+        raise SegzooError(f"{model.name} has options that do not come back from config.json unchanged: {model.cfg}")
     return config
 
 

@@ -45,7 +45,7 @@ class PretrainedCfg:
     miou_protocol: str = ""  # "single scale", ...
     recommended_reduction: str | None = None  # never applied silently
     # Terms.
-    license: str = "unknown"  # SPDX identifier in lower case, or "other", or "unknown"
+    license: str = "unknown"  # SPDX identifier in lower case, else the licence's own name, or "unknown"
     license_url: str | None = None
     commercial_use: bool | None = None  # None = unknown
     origin: str = ""  # paper or repository

@@ -163,7 +163,6 @@ def _create_named(
         model = family.build(cfg)
         if checkpoint_path is not None:
             load_weights(model, checkpoint_path, renew_classifier=num_classes is not None, adapt_in_chans=True)
-    model.cfg = dataclasses.replace(cfg, num_classes=model.num_classes)
     model.name = f"{variant_name}.{tag}" if tag else variant_name
     model.pretrained_cfg = row
     if variant.reduction is not None:
@@ -192,7 +191,6 @@ def _create_saved(
     model = build_with_weights(build, weights, keep_mapped=name.startswith("hf-hub:"))
     if num_classes is not None and num_classes != cfg.num_classes:
         model.reset_classifier(num_classes)
-    model.cfg = dataclasses.replace(cfg, num_classes=model.num_classes)
     model.name = saved.name
     model.pretrained_cfg = row
     if saved.reduction is not None:

@@ -6,6 +6,7 @@ swallowed: it ends in a WeightsError that names the file and the way out, never 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import errno
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
 # --- loading --------------------------------------------------------------------------------------------------------
 
+# Where a training script puts the parameters in its checkpoint; a moving average of them is what it evaluates.
+WRAPPERS = ("state_dict_ema", "state_dict", "model")
+PLAIN_CLASSES = [argparse.Namespace]  # timm's script saves its options beside the weights; it holds values, no code
+
 
 def load_weights(
     model: Model | FeaturePyramid,
@@ -60,7 +65,8 @@ def load_weights(
         model: from `create_model`; tensors are converted to its dtype and device.
         weights: a file (.safetensors, .pth, .pt, .bin, .pdparams or a .zip with one .pdparams) or a mapping of names
             to tensors or arrays; segzoo's own names or an official layout that the family knows; may be wrapped as
-            {"state_dict": ...} or {"model": ...} and prefixed with "module.".
+            {"state_dict": ...}, {"model": ...} or timm's {"state_dict_ema": ...} (which wins over "state_dict"), and
+            prefixed with "module.".
         renew_classifier: leave the classifier as it is if the checkpoint's has another number of classes.
         adapt_in_chans: fit the first convolution to the model's input channels: summed for one channel, else
             tiled and rescaled.
@@ -133,7 +139,7 @@ def read_state_dict(path: str | Path) -> StateDict:
         if path.suffix in (".pdparams", ".zip"):
             return read_pdparams(path)
         # Mapped, so that what is not used (an optimizer's state) is never read; the old format cannot be mapped.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN_CLASSES):
             warnings.simplefilter("ignore", UserWarning)  # about old pickle protocols, which load all the same
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (safetensors.SafetensorError, EOFError, OSError) as error:
@@ -151,7 +157,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def _unwrap(state: StateDict) -> StateDict:
-    for wrapper in ("state_dict", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
     if state and all(key.startswith("module.") for key in state):

@@ -266,7 +266,7 @@ def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
         input_size=(224, 224),
         resize="exact",
         test_size=(224, 224),
-        license="other",
+        license="nvidia-source-code-license",
         license_url="https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
         commercial_use=False,
         origin="https://github.com/NVlabs/SegFormer (arXiv 2105.15203)",

@@ -594,7 +594,7 @@ def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
         test_mode="slide",
         miou=miou,
         miou_protocol="sliding window; the figure in the name of the released file",
-        license="other",
+        license="adelaidet-non-commercial",
         license_url="https://huggingface.co/Akide/SegViTv1",
         commercial_use=False,
         origin="https://github.com/zbwxp/SegVit (arXiv 2210.05844)",
