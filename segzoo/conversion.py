@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from ._errors import SegzooError, WeightsError
 from ._version import __version__
 from .models import Model, PretrainedCfg, SegmentationModel, create_model, load_weights
+from .models._checkpoint import find_layout, read_tensors
 from .models._config import (
     CONFIG_NAME,
     SOURCE_FIELDS,
@@ -34,7 +35,6 @@ from .models._config import (
     read_config,
 )
 from .models._keys import Concat, Prefixed, StateDict
-from .models._weights import find_layout, read_tensors
 
 CARD_NAME = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # in the card's code, until `publish` knows the repository

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segzoo
 from segzoo._errors import WeightsError
+from segzoo.models._checkpoint import to_own_layout
 from segzoo.models._keys import apply_rules
-from segzoo.models._weights import to_own_layout
 from segzoo.models.segvit import SWIN_RULES, Swin, SwinConfig
 from segzoo.models.vit import ImageMaps
 from segzoo.prediction import windows

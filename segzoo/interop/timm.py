@@ -31,9 +31,9 @@ from .._errors import SegzooError, WeightsError
 from ..layers.init import init_weights
 from ..models import create_model, eft, mit
 from ..models._base import BlockSequence, PyramidEncoder
+from ..models._checkpoint import to_own_layout
 from ..models._keys import Layout
 from ..models._pretrained import PretrainedCfg as WeightsRow
-from ..models._weights import to_own_layout
 
 __all__ = ["MODELS", "TimmEncoder"]  # timm adds the names that it registers
 

@@ -2,9 +2,9 @@
 
 from . import edaformer, eft, mit, rtformer, segformer, segvit
 from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ._checkpoint import load_weights
 from ._pretrained import PretrainedCfg
 from ._registry import create_model, list_models, list_pretrained, model_info
-from ._weights import load_weights
 
 __all__ = [
     "Encoder",

@@ -12,9 +12,10 @@ from typing import Any
 
 from .._errors import SegzooError, WeightsError
 from ._base import FeaturePyramid, Model, SegmentationModel
+from ._checkpoint import build_with_weights, load_weights
 from ._config import read_config, register_configs
 from ._pretrained import PretrainedCfg
-from ._weights import build_with_weights, load_row, load_weights, saved_files, say_terms
+from ._weights import load_row, saved_files, say_terms
 
 
 @dataclasses.dataclass(frozen=True)

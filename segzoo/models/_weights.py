@@ -1,12 +1,11 @@
-"""From a name, file or mapping to parameters: downloading, checking, reading, strict loading.
+"""Where weights come from: the file that a weights row or a saved model's name stands for, downloaded and checked.
 
-Nothing is unpickled except through torch's `weights_only=True` and the restricted reader of `.pdparams`. No failure is
-swallowed: it ends in a WeightsError that names the file and the way out, never in a model without its weights.
+No failure is swallowed: it ends in a WeightsError that names the file, its source and the way out, never in a model
+without its weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import errno
@@ -15,205 +14,26 @@ import http.client
 import json
 import logging
 import os
-import pickle
 import re
 import shutil
 import threading
 import urllib.error
 import urllib.request
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .._errors import WeightsError
 from .._version import __version__
+from ._checkpoint import build_with_weights, first_line
 from ._config import read_config
-from ._keys import Drop, Layout, StateDict, apply_rules
-from ._pdparams import read_pdparams
 
 if TYPE_CHECKING:
-    from ._base import FeaturePyramid, Model
+    from ._base import Model
     from ._pretrained import PretrainedCfg
-
-# --- loading --------------------------------------------------------------------------------------------------------
-
-# Where a training script puts the parameters in its checkpoint; a moving average of them is what it evaluates.
-WRAPPERS = ("state_dict_ema", "state_dict", "model")
-PLAIN_CLASSES = [argparse.Namespace]  # timm's script saves its options beside the weights; it holds values, no code
-
-
-def load_weights(
-    model: Model | FeaturePyramid,
-    weights: str | Path | Mapping[str, Any],
-    *,
-    renew_classifier: bool = False,
-    adapt_in_chans: bool = False,
-) -> None:
-    """Load a checkpoint strictly: every parameter and buffer is set, and nothing in the file is left over.
-
-    Args:
-        model: from `create_model`; tensors are converted to its dtype and device.
-        weights: a file (.safetensors, .pth, .pt, .bin, .pdparams or a .zip with one .pdparams) or a mapping of names
-            to tensors or arrays; segzoo's own names or an official layout that the family knows; may be wrapped as
-            {"state_dict": ...}, {"model": ...} or timm's {"state_dict_ema": ...} (which wins over "state_dict"), and
-            prefixed with "module.".
-        renew_classifier: leave the classifier as it is if the checkpoint's has another number of classes.
-        adapt_in_chans: fit the first convolution to the model's input channels: summed for one channel, else
-            tiled and rescaled.
-
-    Raises:
-        WeightsError: names the file and the missing, left-over or mis-shaped keys; the model is unchanged.
-    """
-    target = getattr(model, "encoder", model) if not hasattr(model, "key_layouts") else model
-    own = target.state_dict()
-    state = _fitted_state(target, own, weights, renew_classifier=renew_classifier, adapt_in_chans=adapt_in_chans)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-
-
-def _fitted_state(
-    target: Model,
-    own: Mapping[str, Tensor],
-    weights: str | Path | Mapping[str, Any],
-    *,
-    renew_classifier: bool = False,
-    adapt_in_chans: bool = False,
-) -> StateDict:
-    """The tensors of `weights` under the names and in the shapes of `own`, the model's state dict; not its dtypes."""
-    source = weights if isinstance(weights, (str, Path)) else "the given mapping"
-    state = read_state_dict(weights) if isinstance(weights, (str, Path)) else dict(weights)
-    state = _tensors(_unwrap(state), source)
-    state = target.fit_state(to_own_layout(target, state))
-    if target.num_classes == 0 and hasattr(target, "head"):
-        state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
-    if renew_classifier:
-        names = target.classifier_parameters()
-        if any(name in state and state[name].shape != own[name].shape for name in names):
-            state.update({name: own[name] for name in names})
-    if adapt_in_chans and target.first_conv in state:
-        state[target.first_conv] = _adapt_in_chans(state[target.first_conv], target.in_chans)
-    _check(state, own, source, target)
-    return state
-
-
-def to_own_layout(model: Model, state: StateDict) -> StateDict:
-    """Rename an official checkpoint's keys to the model's own; a segzoo state dict passes unchanged."""
-    layout = find_layout(model, state)
-    return apply_rules(state, layout.rules) if layout else state
-
-
-def find_layout(model: Model, state: StateDict) -> Layout | None:
-    """The official layout that a checkpoint is in; None if its keys are the model's own, or unknown."""
-    own = model.state_dict().keys()
-    return next((layout for layout in model.key_layouts if layout.matches(state) and not state.keys() <= own), None)
-
-
-def read_tensors(path: str | Path) -> StateDict:
-    """The tensors of a checkpoint file under the file's own keys, out of what they are wrapped in."""
-    return _tensors(_unwrap(read_state_dict(path)), path)
-
-
-def read_state_dict(path: str | Path) -> StateDict:
-    """Read a checkpoint file without executing anything in it; raises WeightsError naming the file."""
-    path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"{path}: no such file; check the path, or use pretrained=True for published weights")
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory; name the weights file in it")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty; download or copy it again")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix in (".pdparams", ".zip"):
-            return read_pdparams(path)
-        # Mapped, so that what is not used (an optimizer's state) is never read; the old format cannot be mapped.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN_CLASSES):
-            warnings.simplefilter("ignore", UserWarning)  # about old pickle protocols, which load all the same
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (safetensors.SafetensorError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or no weights file ({error}); download or copy it again") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors or is damaged, so it was not unpickled and nothing in it was run; "
-            f"get it as .safetensors, or re-save only its state dict with torch.save ({_first_line(error)})"
-        ) from error
-    except RuntimeError as error:
-        raise WeightsError(f"{path} is damaged ({_first_line(error)}); download or copy it again") from error
-    if not isinstance(state, Mapping):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict() instead")
-    return dict(state)
-
-
-def _unwrap(state: StateDict) -> StateDict:
-    for wrapper in WRAPPERS:
-        if isinstance(state.get(wrapper), Mapping):
-            state = dict(state[wrapper])
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
-
-
-def _tensors(state: StateDict, source: object) -> StateDict:
-    wrong = [key for key, value in state.items() if not isinstance(value, (Tensor, np.ndarray, np.generic))]
-    if wrong or not state:
-        what = f"{wrong[0]!r} is no tensor" if wrong else "it is empty"
-        raise WeightsError(f"{source} is no state dict: {what}")
-    return {key: torch.as_tensor(value) for key, value in state.items()}
-
-
-def _adapt_in_chans(weight_OIHW: Tensor, in_chans: int) -> Tensor:
-    """Fit a convolution to other input channels so that grey or repeated channels give the same response."""
-    trained = weight_OIHW.shape[1]
-    if trained == in_chans:
-        return weight_OIHW
-    if in_chans == 1:
-        return weight_OIHW.sum(dim=1, keepdim=True)
-    repeats = -(-in_chans // trained)
-    return weight_OIHW.repeat(1, repeats, 1, 1)[:, :in_chans] * (trained / in_chans)
-
-
-def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: nn.Module) -> None:
-    # Old checkpoints lack the batch counter, which is a statistic of training and not of the function.
-    for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, tensor)
-    problems = []
-    missing = [name for name in own if name not in state]
-    left_over = [name for name in state if name not in own]
-    mis_shaped = [
-        f"{name} is {tuple(state[name].shape)}, needs {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    for title, names in (("missing", missing), ("left over", left_over), ("mis-shaped", mis_shaped)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            problems.append(f"{title}: {', '.join(names[:4])}{more}")
-    if problems:
-        classes = ""
-        if mis_shaped and not missing and not left_over:
-            classes = "; if only the classifier differs, pass num_classes= to create_model"
-        name = getattr(model, "name", "") or type(model).__name__
-        raise WeightsError(f"{source} does not fit {name}: {'; '.join(problems)}{classes}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# --- where a row's file is ------------------------------------------------------------------------------------------
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # tried in this order where a row names no file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -294,60 +114,6 @@ def saved_files(name: str, row: PretrainedCfg | None = None) -> tuple[Path, Path
     config = _hub_file(name, repo_id, ("config.json",), revision or None, unchecked)
     # The weights of the same commit, even if the branch moves on in between.
     return config, _hub_file(name, repo_id, HUB_FILES, config.parent.name, row)
-
-
-def build_with_weights(build: Callable[[], Model], path: Path, *, keep_mapped: bool) -> Model:
-    """A model whose parameters are the file's tensors: built without memory, then assigned.
-
-    With `keep_mapped` they stay mapped from the file (private, copied page by page when written to), which is only
-    safe where nobody writes into the file: in a cache, whose files are replaced as a whole.
-    """
-    with _Empty():
-        model = build()
-    persistent = model.state_dict()
-    if any(name not in persistent for name, _ in model.named_buffers()):
-        model = build()  # buffers that the constructor computes and no file holds
-        load_weights(model, path, adapt_in_chans=True)
-        return model
-    state = _fitted_state(model, persistent, path, adapt_in_chans=True)
-    device = torch.get_default_device()
-    seen: set[int] = set()
-    # By hand, because load_state_dict(assign=True) filters the whole state once for every module.
-    for prefix, module in model.named_modules():
-        for tensors in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-            for name, empty in list(tensors):
-                tensor = state[f"{prefix}.{name}" if prefix else name]
-                if tensor.is_meta:  # a batch counter that the file lacks
-                    tensor = torch.zeros_like(tensor, device=device)
-                fitted = tensor.to(device, empty.dtype).contiguous()
-                # Two names for one tensor in the file are two parameters here.
-                if fitted.data_ptr() in seen or (fitted is tensor and not keep_mapped):
-                    fitted = fitted.clone()
-                seen.add(fitted.data_ptr())
-                is_parameter = isinstance(empty, nn.Parameter)
-                setattr(module, name, nn.Parameter(fitted, empty.requires_grad) if is_parameter else fitted)
-    return model
-
-
-class _Empty(TorchFunctionMode):
-    """Makes tensors on the meta device, as torch.device("meta") does, and skips their filling, which costs more."""
-
-    FACTORIES = frozenset(
-        (torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand, torch.randn)
-        + (torch.tensor, torch.zeros)
-    )
-    FILLING = frozenset(("zero_", "fill_", "uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self.FACTORIES:
-            if kwargs.get("device") is None:
-                kwargs["device"] = "meta"
-        elif getattr(func, "__name__", None) in self.FILLING or getattr(func, "__module__", None) == "torch.nn.init":
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
 
 
 def say_terms(name: str, row: PretrainedCfg) -> None:
@@ -523,14 +289,14 @@ def _hub_file(name: str, repo_id: str, files: Sequence[str], revision: str | Non
         except Exception as error:
             path = probe() if _is_unreachable(error) else None
             if path is not None:
-                _log.warning("%s: %s cannot be asked (%s); the cached copy is used", name, repo_id, _first_line(error))
+                _log.warning("%s: %s cannot be asked (%s); the cached copy is used", name, repo_id, first_line(error))
                 return path
             raise _hub_error(wanted, error, stage, repo_id) from error
 
     try:
         return _obtain(wanted, cached, download)
     except errors.HFValidationError as error:
-        raise wanted.error(_first_line(error), "write the repository as organisation/name") from error
+        raise wanted.error(first_line(error), "write the repository as organisation/name") from error
 
 
 def _is_commit(revision: str) -> bool:
@@ -598,7 +364,7 @@ def _hub_error(wanted: Wanted, error: Exception, stage: str, repo_id: str) -> We
         return wanted.error(f"the Hub answered {status}{said}", f"try again later, {manually}")
     if stage == "downloading":
         return wanted.error(
-            f"the download broke off ({type(error).__name__}: {_first_line(error)}); nothing of it is kept",
+            f"the download broke off ({type(error).__name__}: {first_line(error)}); nothing of it is kept",
             f"run again, {manually}",
         )
     if any(isinstance(cause, errors.FileMetadataError) for cause in causes):
@@ -606,7 +372,7 @@ def _hub_error(wanted: Wanted, error: Exception, stage: str, repo_id: str) -> We
             f"{constants.ENDPOINT} does not answer like the Hub", "check HF_ENDPOINT, the proxy and the firewall"
         )
     return wanted.error(
-        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_first_line(error)})",
+        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {first_line(error)})",
         f"check the network, the proxy and HF_ENDPOINT, {manually}",
     )
 
