@@ -60,3 +60,26 @@ class PretrainedCfg:
         if self.state == "hub":
             return f"{self.hf_hub_id}@{(self.hf_revision or 'main')[:7]}"
         return self.url.split("/")[2] if self.state == "url" and self.url else ""
+
+
+# The test protocols of mmseg's configurations for two data sets, which more than one family follows.
+MMSEG_ADE20K = PretrainedCfg(
+    dataset="ade20k",
+    label_set="ade20k",
+    num_classes=150,
+    test_size=(512, 2048),
+    size_divisor=32,
+    miou_protocol="single scale, whole image",
+)
+MMSEG_CITYSCAPES = PretrainedCfg(
+    dataset="cityscapes",
+    label_set="cityscapes",
+    num_classes=19,
+    input_size=(1024, 1024),
+    test_size=(1024, 2048),
+    size_divisor=32,
+    test_mode="slide",
+    crop=(1024, 1024),
+    stride=(768, 768),
+    miou_protocol="single scale, sliding window 1024 stride 768",
+)

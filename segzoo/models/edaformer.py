@@ -22,7 +22,7 @@ from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import BlockSequence, EncoderDecoder
 from ._keys import Drop, Layout, Prefixed, Rename, Squeeze
-from ._pretrained import PretrainedCfg
+from ._pretrained import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
 from .eft import EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
 from .mit import MIT_B0, MiTConfig
@@ -175,29 +175,9 @@ _RECIPE = (
     "https://github.com/hyunwoo137/EDAFormer and pass it as checkpoint_path="
 )
 _ORIGIN = "https://github.com/hyunwoo137/EDAFormer (arXiv 2407.17261)"
-_ADE20K = PretrainedCfg(
-    dataset="ade20k",
-    label_set="ade20k",
-    num_classes=150,
-    test_size=(512, 2048),
-    size_divisor=32,
-    miou_protocol="single scale, whole image",
-    recommended_reduction="optimal",
-    origin=_ORIGIN,
-    how_to_get=_RECIPE,
-)
-_CITYSCAPES = dataclasses.replace(
-    _ADE20K,
-    dataset="cityscapes",
-    label_set="cityscapes",
-    num_classes=19,
-    input_size=(1024, 1024),
-    test_size=(1024, 2048),
-    test_mode="slide",
-    crop=(1024, 1024),
-    stride=(768, 768),
-    miou_protocol="single scale, sliding window 1024 stride 768",
-)
+_UNPUBLISHED = {"recommended_reduction": "optimal", "origin": _ORIGIN, "how_to_get": _RECIPE}
+_ADE20K = dataclasses.replace(MMSEG_ADE20K, **_UNPUBLISHED)
+_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **_UNPUBLISHED)
 _COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
 # Trained by benchmarks/train_scenes.py; accuracy in benchmarks/results.
 _SCENES = PretrainedCfg(

@@ -256,6 +256,15 @@ VARIANTS = {
 }
 
 
+# Of MiT's weights, and of everything trained from them.
+NVIDIA_TERMS = {
+    "license": "nvidia-source-code-license",
+    "license_url": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+    "commercial_use": False,
+    "origin": "https://github.com/NVlabs/SegFormer (arXiv 2105.15203)",
+}
+
+
 def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
     row = PretrainedCfg(
         state="hub",
@@ -266,10 +275,7 @@ def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
         input_size=(224, 224),
         resize="exact",
         test_size=(224, 224),
-        license="nvidia-source-code-license",
-        license_url="https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
-        commercial_use=False,
-        origin="https://github.com/NVlabs/SegFormer (arXiv 2105.15203)",
+        **NVIDIA_TERMS,
     )
     return {"imagenet": row}
 

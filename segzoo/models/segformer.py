@@ -29,7 +29,7 @@ from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from ._base import Encoder, EncoderDecoder
 from ._keys import Drop, Layout, Prefixed, Rename, StateDict
-from ._pretrained import PretrainedCfg
+from ._pretrained import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
 from .mit import (
     HUB_RULES,
@@ -39,6 +39,7 @@ from .mit import (
     MIT_B3,
     MIT_B4,
     MIT_B5,
+    NVIDIA_TERMS,
     ORIGINAL_RULES,
     SEGFORMERPP_RULES,
     TEST_MIT,
@@ -290,31 +291,8 @@ VARIANTS = {
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
-_NVIDIA = PretrainedCfg(
-    dataset="ade20k",
-    label_set="ade20k",
-    num_classes=150,
-    input_size=(512, 512),
-    test_size=(512, 2048),
-    size_divisor=32,
-    miou_protocol="single scale, whole image",
-    license="nvidia-source-code-license",
-    license_url="https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
-    commercial_use=False,
-    origin="https://github.com/NVlabs/SegFormer (arXiv 2105.15203)",
-)
-_NVIDIA_CITYSCAPES = dataclasses.replace(
-    _NVIDIA,
-    dataset="cityscapes",
-    label_set="cityscapes",
-    num_classes=19,
-    input_size=(1024, 1024),
-    test_size=(1024, 2048),
-    test_mode="slide",
-    crop=(1024, 1024),
-    stride=(768, 768),
-    miou_protocol="single scale, sliding window 1024 stride 768",
-)
+_NVIDIA = dataclasses.replace(MMSEG_ADE20K, **NVIDIA_TERMS)
+_NVIDIA_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **NVIDIA_TERMS)
 _SEGFORMERPP_CITYSCAPES = dataclasses.replace(
     _NVIDIA_CITYSCAPES,
     cfg_overrides={"decoder": "segformerpp"},
