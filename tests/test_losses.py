@@ -142,6 +142,14 @@ def test_low_precision_outputs_are_summed_in_float32():
     assert loss.item() == pytest.approx(ATMLoss()(outputs, labels).item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("ignored", ["negative", "exclude"])
+def test_labels_of_any_integer_dtype(ignored, dtype):
+    outputs, labels = made_up(), some_labels()
+    loss = ATMLoss(ignored=ignored)
+    assert loss(outputs, labels.to(dtype)) == loss(outputs, labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -149,6 +157,8 @@ def test_low_precision_outputs_are_summed_in_float32():
         (torch.zeros(2, 1, 32, 48, dtype=torch.long), r"labels must be \(2, H, W\)"),
         (torch.full((2, 32, 48), 4), "0 to 3 or 255"),
         (torch.full((2, 32, 48), -1), "0 to 3 or 255"),
+        (torch.zeros(2, 32, 48), "labels must be integers, not torch.float32"),
+        (torch.zeros(2, 32, 48, dtype=torch.bool), "labels must be integers, not torch.bool"),
     ],
 )
 def test_refused_labels(labels, message):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segzoo
-from segzoo import Bipartite, Neighbour1d, Neighbour2d
+from segzoo import Bipartite, Neighbour1d, Neighbour2d, OverlapPool, Pool
 from segzoo.layers.merging import bipartite_2d, identity, neighbour_1d, neighbour_2d
 
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True)
@@ -172,20 +172,23 @@ def test_chunks_change_nothing(grid, dtype):
 
 
 PEAK = """
-import resource, torch
+import ctypes, pathlib, torch
 from segzoo.layers.merging import bipartite_2d
 
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def resident(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 2**10
 
 torch.set_num_threads(1)
 bipartite_2d(torch.randn(1, 64, 8), (8, 8), ratio=0.5, stride=2)  # libraries load
 torch.randn(500, 500) @ torch.randn(500, 500)
-for grid, chans, ratio, stride in {calls}:
+for grid, chans, options in {calls}:
     metric = torch.randn(1, grid[0] * grid[1], chans)
-    before = peak_mib()
-    pair = bipartite_2d(metric, grid, ratio=ratio, stride=stride)
-    print(peak_mib() - before)
+    ctypes.CDLL(None).malloc_trim(0)  # what the heap still holds would hide a small peak
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    before = resident("VmRSS")
+    pair = bipartite_2d(metric, grid, **options)
+    print(resident("VmHWM") - before)
     del pair, metric
 """
 
@@ -195,14 +198,18 @@ def test_matching_of_the_largest_images_fits_in_64_mib():
     keys_values, queries = [(67, 120), (67, 120)], {1: (270, 480), 2: (135, 240), 3: (68, 120)}
     calls = [(keys_values[i], (64, 128)[i], ratio, stride) for i in (0, 1) for ratio, stride in ((0.6, 2), (0.9, 4))]
     calls += [(queries[i], (64, 128, 320, 512)[i], ratio, 4) for i in (2, 3) for ratio in (0.8, 0.9)]
-    calls += [(queries[1], 128, 0.8, 4)]
+    calls += [(queries[1], 128, 0.8, 4), ((90, 120), 64, 0.6, 2)]
+    calls = [(grid, chans, {"ratio": ratio, "stride": stride}) for grid, chans, ratio, stride in calls]
+    grid, chans, options = calls[-1]
+    calls.append((grid, chans, {**options, "chunk_bytes": 2**40}))
     root = Path(__file__).resolve().parent.parent
     code = PEAK.format(calls=calls)
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    peaks = [float(line) for line in result.stdout.split()]
-    assert len(peaks) == len(calls)
-    # Peaks only count what goes beyond the earlier ones, so that their sum bounds each of them.
-    assert sum(peaks) < 64
+    *peaks, unchunked = [float(line) for line in result.stdout.split()]
+    assert len(peaks) == len(calls) - 1
+    assert max(peaks) < 64
+    # 8100 sources against 2700 destinations take 83 MiB at once: a measurement that misses them proves nothing.
+    assert unchunked > 80
 
 
 @pytest.mark.parametrize(
@@ -212,9 +219,16 @@ def test_matching_of_the_largest_images_fits_in_64_mib():
         lambda x: bipartite_2d(x, (2, 2), ratio=1.1, stride=2),
         lambda x: bipartite_2d(x, (2, 2), ratio=float("nan"), stride=2),
         lambda x: bipartite_2d(x, (2, 2), ratio=0.5, stride=0),
+        lambda x: bipartite_2d(x, (2, 2), ratio="half", stride=2),
+        lambda x: bipartite_2d(x, (2, 2), ratio=0.5, stride=1.5),
         lambda x: bipartite_2d(x, (2, 3), ratio=0.5, stride=2),
+        lambda x: bipartite_2d(x, (2, 2), ratio=0.5, stride=2)[0](x[:, :3]),
         lambda x: neighbour_2d((2, 2), stride=0),
+        lambda x: neighbour_2d((2, 2), stride=1.5),
+        lambda x: neighbour_2d((2, 3), stride=2)[0](x),
         lambda x: neighbour_1d(4, stride=0),
+        lambda x: neighbour_1d(4, stride="2"),
+        lambda x: neighbour_1d(6, stride=2)[0](x),
     ],
 )
 def test_functions_refuse_by_name(call):
@@ -224,7 +238,9 @@ def test_functions_refuse_by_name(call):
 
 # --- in models ------------------------------------------------------------------------------------------------------
 
-ENTRIES = [Bipartite(0.6, 2), Neighbour2d(2), Neighbour1d(3)]
+ENTRIES = [Bipartite(0.6, 2), Neighbour2d(2), Neighbour1d(3), Pool(2), Pool(2, "max"), OverlapPool(2)]
+
+MERGING = ["test_eft", "test_edaformer", "test_mit", "test_segformer", "test_segvit", "test_segvit_shrunk"]
 
 
 @pytest.fixture
@@ -233,13 +249,15 @@ def image():
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=repr)
-@pytest.mark.parametrize("name", ["test_eft", "test_edaformer", "test_mit", "test_segformer"])
+@pytest.mark.parametrize("name", MERGING)
 def test_every_layer_with_a_leaf_merges(name, entry, image):
     torch.manual_seed(0)
     model = segzoo.create_model(name).eval()
     with torch.no_grad():
         before = model(image)
-        for site in segzoo.reduction_sites(model):
+        for site, (leaf, *_) in segzoo.reduction_sites(model).items():
+            if leaf.side == "q" and entry in (Pool(2, "max"), OverlapPool(2)):
+                continue  # queries are averaged, each once
             with segzoo.inference_reduction(model, {site: entry}):
                 merged = model(image)
             assert merged.isfinite().all()

@@ -117,6 +117,8 @@ def test_reset_classifier_renews_only_the_classifier(name):
     with torch.no_grad():
         assert model(image(1, 3, 64, 64)).shape[1] == 5
     assert any(module is model.get_classifier() for module in model.modules())
+    assert not any(module.training for module in model.modules())
+    segzoo.fold(model)  # takes models in eval mode only
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -197,7 +199,10 @@ def test_param_groups(name):
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head"] == pytest.approx(1e-3)
     assert rates["encoder"] == pytest.approx(1e-4)
-    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    assert model.no_weight_decay() <= parameters.keys()
+    spared = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert spared >= {id(parameters[name]) for name in model.no_weight_decay()}
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,9 @@ def test_sites(model):
         ({"encoder.0": 4, "encoder": 2}, {"encoder.0": Pool(4), **{f"encoder.{i}": Pool(2) for i in (1, 2, 3)}}),
         ({"encoder.q": (1, 1, 1, Bipartite(0.5, 2))}, {"encoder.3.q": Bipartite(0.5, 2)}),
         ({"encoder.1.q": Neighbour2d(2)}, {"encoder.1.q": Neighbour2d(2)}),
+        (np.int64(2), dict.fromkeys(KV_SITES, Pool(2))),
+        ({"decoder": (1, np.int32(2), {"type": "Neighbour1d", "stride": np.uint8(2)})},
+         {"decoder.1": Pool(2), "decoder.2": Neighbour1d(2)}),
         ('{"decoder": {"type": "Bipartite", "ratio": 0.5, "stride": 2}}',
          {f"decoder.{i}": Bipartite(0.5, 2) for i in range(3)}),
         ("optimal", {site: Pool(2) for site in ("encoder.0", "encoder.1", "decoder.0", "decoder.1", "decoder.2")}),
@@ -77,7 +82,11 @@ def test_forms_of_a_plan(model, plan, expected):
         ({"encoder": -2}, "at least 1"),
         ({"encoder": 2.5}, "no reduction entry"),
         ({"encoder": True}, "no reduction entry"),
+        ({"encoder": np.int64(0)}, "at least 1"),
+        ({"encoder": np.float32(2)}, "no reduction entry"),
         ({"encoder": {"type": "Pool"}}, "no reduction entry"),
+        ({"encoder": {"type": ["Pool"], "factor": 2}}, "no reduction entry"),
+        ({"type": ["x"]}, "no reduction entry"),
         ({"encoder": {"type": "Pool", "faktor": 2}}, "no reduction entry"),
         ({"encoder.0.q": OverlapPool(2)}, "site encoder.0.q takes .*not OverlapPool"),
         ({"encoder.0.q": Pool(2, "max")}, "average only"),
@@ -110,6 +119,13 @@ def test_a_wrong_plan_is_refused_as_a_whole(model, plan, message):
 def test_wrong_entries_are_refused_by_name(make, message):
     with pytest.raises(segzoo.SegzooError, match=message):
         make()
+
+
+def test_numbers_of_numpy_become_pythons():
+    entries = [Bipartite(np.float32(0.5), np.int64(2)), Pool(np.uint8(2)), OverlapPool(np.int32(3))]
+    assert entries == [Bipartite(0.5, 2), Pool(2), OverlapPool(3)]
+    values = [value for entry in entries for value in dataclasses.astuple(entry)]
+    assert {type(value) for value in values} == {float, int, str}
 
 
 def test_context_manager_restores_also_after_an_error(model):

@@ -14,6 +14,7 @@ import segzoo
 from segzoo.interop.transformers import save_for_transformers, to_transformers_config, to_transformers_state_dict
 from segzoo.layers import merging
 from segzoo.models.mit import TEST_MIT
+from segzoo.models.segformer import AllMLPDecoder, ConvDecoder
 
 NVIDIA = golden_json("manifests/segformer_manifests_nvlabs")["models"]
 HUB = golden_json("manifests/hf_segformer_manifests_v4_hub")["models"]
@@ -359,6 +360,9 @@ def test_export_keeps_the_class_names():
     assert config["label2id"]["car"] == 13
     config = to_transformers_config(meta_model("segformer_b0", num_classes=3))
     assert list(config["id2label"]) == [0, 1, 2]
+    own = {"label_set": None, "label_names": ("ground", "roof")}
+    config = to_transformers_config(meta_model("segformer_b0", num_classes=2, pretrained_cfg_overlay=own))
+    assert config["id2label"] == {0: "ground", 1: "roof"}
 
 
 @pytest.mark.parametrize(
@@ -488,6 +492,23 @@ def test_any_size_with_merging(decoder, preset, size):
         scores = model(torch.randn(2, 3, *size))
     assert scores.shape == (2, 13, *size)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("tag", "decoder", "num_classes", "eps"),
+    [
+        ("segformerpp_cityscapes_1024", ConvDecoder, 19, 1e-6),
+        ("segformerpp_ade20k_640", ConvDecoder, 150, 1e-6),
+        ("nvidia_cityscapes_1024", AllMLPDecoder, 19, 1e-5),
+    ],
+)
+@pytest.mark.parametrize("name", ["segformer_b5", "segformerpp_b5_hq"])
+def test_the_weights_row_chooses_the_decoder(name, tag, decoder, num_classes, eps):
+    model = meta_model(f"{name}.{tag}")
+    assert type(model.decoder) is decoder
+    assert model.num_classes == model.get_classifier().out_channels == num_classes
+    assert {stage.patch_embed.norm.eps for stage in model.encoder.stages} == {eps}
+    assert model.encoder.stages[0].blocks[0].attn.kv_downsample.norm.eps == eps
 
 
 def test_an_unknown_decoder_is_refused():

@@ -263,6 +263,26 @@ def test_released_files_load_with_little_memory(file, tmp_path):
     assert peak <= 1.1 * weights, f"{peak / weights:.3f} times the weights"
 
 
+# Of the official code at small sizes, under the names of its goldens.
+MANIFESTS = {
+    "segvit_l_ade_s160": ("segvit_large", 160),
+    "segvit_shrunk_b_ade_s128": ("segvit_base_shrunk", 128),
+    "segvit_shrunk_l_ade_s160": ("segvit_large_shrunk", 160),
+}
+
+
+@pytest.mark.parametrize("file", MANIFESTS)
+def test_official_layouts_of_small_sizes_load_strictly(file):
+    name, side = MANIFESTS[file]
+    model = on_meta(name, img_size=(side, side))
+    record = golden_json(f"manifests/{file}")["state_dict"]
+    state = {key: torch.empty(shape, device="meta") for key, shape in record}
+    segzoo.load_weights(model, state)
+    first = next(key for key in state if "decoder_1" in key)
+    with pytest.raises(WeightsError, match="missing"):
+        segzoo.load_weights(model, {key: value for key, value in state.items() if key != first})
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_weights_of_another_img_size(name):
     square, wide = segzoo.create_model(name, img_size=(96, 96)), segzoo.create_model(name, img_size=(64, 144))
@@ -438,18 +458,36 @@ def test_per_token_reference(name, size):
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_an_odd_size_is_padded_at_the_bottom_and_right_and_cropped(name):
-    model, x = segzoo.create_model(name).double().eval(), image(2, 3, 70, 101)
+@pytest.fixture(scope="module")
+def swin():
+    return segzoo.create_model("segvit_swin_tiny", num_classes=5).double().eval()
+
+
+def padded_model(name: str, request):
+    """A tiny model, or the module's one Swin, and the multiple to which it pads images."""
+    if name == "segvit_swin_tiny":
+        return request.getfixturevalue("swin"), 32
+    return segzoo.create_model(name).double().eval(), 16
+
+
+@pytest.mark.parametrize("size", [(70, 101), (48, 48)])
+@pytest.mark.parametrize("name", [*TINY, "segvit_swin_tiny"])
+def test_an_odd_size_is_padded_at_the_bottom_and_right_and_cropped(name, size, request):
+    model, multiple = padded_model(name, request)
+    x = image(2, 3, *size)
     with torch.no_grad():
-        padded = model(F.pad(x, (0, 112 - 101, 0, 80 - 70)))
-        torch.testing.assert_close(model(x), padded[:, :, :70, :101], rtol=0, atol=1e-12)
+        features = model.forward_features(x)
+        padded = model(F.pad(x, (0, -size[1] % multiple, 0, -size[0] % multiple)))
+        torch.testing.assert_close(model(x), padded[:, :, : size[0], : size[1]], rtol=0, atol=1e-12)
+    assert features.padded_size == (size[0] + -size[0] % multiple, size[1] + -size[1] % multiple)
 
 
 @pytest.mark.parametrize("size", [(70, 101), (140, 202), (35, 51), (333, 40), (1, 1), (80, 112)])
-def test_any_size_shows_the_image_without_its_padding(size):
+@pytest.mark.parametrize("name", ["test_segvit", "segvit_swin_tiny"])
+def test_any_size_shows_the_image_without_its_padding(name, size, request):
     """Pixel centres of the asked size, placed on the image, and read bilinearly from the masks."""
-    model, x = segzoo.create_model("test_segvit").double().eval(), image(1, 3, 70, 101)
+    (model, _), x = padded_model(name, request), image(1, 3, 70, 101)
+    stride = model.feature_info[0]["reduction"]
     with torch.no_grad():
         output = model.forward_head(model.forward_features(x))
         actual = model.to_size(output, size)
@@ -458,13 +496,14 @@ def test_any_size_shows_the_image_without_its_padding(size):
     def weights(out: int, side: int, cells: int) -> np.ndarray:
         matrix = np.zeros((out, cells))
         for i in range(out):
-            at = min(max((i + 0.5) * side / out / 16 - 0.5, 0), cells - 1)
+            at = min(max((i + 0.5) * side / out / stride - 0.5, 0), cells - 1)
             low = int(at)
             matrix[i, low] += 1 - (at - low)
             matrix[i, min(low + 1, cells - 1)] += at - low
         return matrix
 
-    full = np.einsum("yr,qrc,xc->qyx", weights(size[0], 70, 5), masks, weights(size[1], 101, 7))
+    rows, columns = masks.shape[1:]
+    full = np.einsum("yr,qrc,xc->qyx", weights(size[0], 70, rows), masks, weights(size[1], 101, columns))
     probability = output.class_logits.softmax(-1)[0, :, :-1]
     expected = torch.einsum("qc,qhw->chw", probability, torch.from_numpy(full).sigmoid())[None]
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
@@ -481,9 +520,11 @@ def test_strips_of_rows_are_the_whole(name):
             torch.testing.assert_close(torch.cat(strips, dim=2), whole, rtol=0, atol=1e-12)
 
 
-def test_features_as_a_plain_list():
+@pytest.mark.parametrize("name", ["test_segvit", "segvit_swin_tiny"])
+def test_features_as_a_plain_list(name, request):
     """Without the image's size, the asked size is the image's own if it fits the grid; else the whole grid is shown."""
-    model, x = segzoo.create_model("test_segvit").double().eval(), image(1, 3, 70, 101)
+    (model, multiple), x = padded_model(name, request), image(1, 3, 70, 101)
+    padding = (0, -101 % multiple, 0, -70 % multiple)
     with torch.no_grad():
         features = model.forward_features(x)
         assert isinstance(features, ImageMaps)
@@ -491,7 +532,7 @@ def test_features_as_a_plain_list():
         assert torch.equal(model.to_size(plain, (70, 101)), model(x))
         padded = model.to_size(plain, (160, 224))
         torch.testing.assert_close(
-            padded, model.to_size(model.forward_head(model.forward_features(F.pad(x, (0, 11, 0, 10)))), (160, 224))
+            padded, model.to_size(model.forward_head(model.forward_features(F.pad(x, padding))), (160, 224))
         )
 
 
@@ -568,6 +609,31 @@ def test_masks_of_a_single_stage_are_not_summed():
     torch.testing.assert_close(again["auxiliary"][0].mask_logits, outputs["auxiliary"][0].mask_logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("test_segvit", {"decoder_num_heads": 3}, "decoder_num_heads=3 must divide decoder_dim=16"),
+        ("test_segvit_shrunk", {"decoder_num_heads": 0}, "decoder_num_heads=0 must divide decoder_dim=16"),
+        ("test_segvit", {"num_heads": 0}, "num_heads=0 must divide embed_dim=24"),
+        ("segvit_swin_tiny", {"decoder_num_heads": 3}, "decoder_num_heads=3 must divide decoder_dim=256"),
+        ("segvit_swin_tiny", {"encoder": {"stages": (2, 4)}}, r"\(2, 4\) must be rising stage numbers from 0 to 3"),
+        ("segvit_swin_tiny", {"encoder": {"stages": (3, 1)}}, r"\(3, 1\) must be rising stage numbers from 0 to 3"),
+    ],
+)
+def test_refused_options(name, options, message):
+    with pytest.raises(segzoo.SegzooError, match=message):
+        on_meta(name, **options)
+
+
+def test_position_embeddings_are_not_decayed():
+    model = on_meta("test_segvit_shrunk")
+    assert model.no_weight_decay() == {"encoder.pos_embed"}
+    groups = model.param_groups(lr=1e-4, weight_decay=0.05)
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decay[id(model.encoder.pos_embed)] == 0
+    assert decay[id(model.encoder.patch_embed.proj.weight)] == decay[id(model.decoder.upsample.queries)] == 0.05
+
+
 # --- Swin -----------------------------------------------------------------------------------------------------------
 
 
@@ -596,12 +662,14 @@ def test_original_swin_files_load_too():
     assert apply_rules(original, SWIN_RULES).keys() == encoder.state_dict().keys()
 
 
-def test_swin_segments_any_size_on_the_finest_grid():
-    model = segzoo.create_model("segvit_swin_tiny", num_classes=5).eval()
-    with torch.no_grad():
-        features = model.forward_features(image(1, 3, 50, 90).float())
-        output = model.forward_head(features)
-        assert output.mask_logits.shape == (1, 5, 16, 24)
-        assert model(image(1, 3, 50, 90).float()).shape == (1, 5, 50, 90)
-    assert [stage.proj.in_features for stage in model.decoder.atm.stages] == [768, 384, 192, 96]
+def test_swin_segments_any_size_on_the_finest_grid(swin):
+    for size, cells in (((50, 90), (16, 24)), ((48, 48), (16, 16)), ((64, 100), (16, 32))):
+        x = image(1, 3, *size)
+        with torch.no_grad():
+            features = swin.forward_features(x)
+            assert swin.forward_head(features).mask_logits.shape == (1, 5, *cells)
+            assert swin(x).shape == (1, 5, *size)
+        for feature, info in zip(features, swin.feature_info, strict=True):
+            assert tuple(side * info["reduction"] for side in feature.shape[2:]) == features.padded_size
+    assert [stage.proj.in_features for stage in swin.decoder.atm.stages] == [768, 384, 192, 96]
     assert segzoo.cost(on_meta("segvit_swin_tiny"), (512, 512)).macs / 1e9 == pytest.approx(47.5, abs=0.05)

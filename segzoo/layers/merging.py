@@ -8,6 +8,7 @@ Every average is taken of differences to one of the tokens, so that equal tokens
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,9 @@ def bipartite_2d(
 
     The top-left token of every complete `stride` x `stride` cell is a destination, all others (also those of a
     remainder row or column) are sources. The `r = min(int(N * ratio), sources)` sources with the highest cosine
-    similarity to their best destination are averaged into it, the destination itself included.
+    similarity to their best destination are averaged into it, the destination itself included. Sources of equal scores
+    go in row-major order; but scores that are equal on paper may differ in their last bit, so that the choice among
+    them may depend on the machine, on `chunk_bytes` and on the number of images.
 
     Args:
         metric_BNC: (B, N, C) tokens in row-major order to compare.
@@ -49,7 +52,8 @@ def bipartite_2d(
         unmerge: (B, N - r, C) -> (B, N, C), every merged source gets its destination's token.
 
     Raises:
-        SegzooError: a ratio outside [0, 1], a stride below 1, or a grid that does not hold N tokens.
+        SegzooError: a ratio outside [0, 1], a stride that is no whole number of at least 1, or a grid that does not
+            hold N tokens; in `merge`, another number of tokens.
     """
     H, W = grid
     B, N, _ = metric_BNC.shape
@@ -64,7 +68,8 @@ def bipartite_2d(
 
     with torch.no_grad():  # the choice of partners is not differentiable; the averages are
         score_BS, partner_BS = _best_partner(metric_BNC, source_S, destination_D, chunk_bytes)
-        # A stable sort, so that equal scores keep the row-major order on every machine.
+        # A stable sort, so that equal scores keep the row-major order. Equal to the last bit they need not be: a matmul
+        # rounds by the place in its tiles, which shifts with the chunk.
         order_BS = score_BS.argsort(dim=-1, descending=True, stable=True)
         merged_BR, kept_BU = order_BS[:, :num_merged], order_BS[:, num_merged:]
         num_kept = kept_BU.shape[1]
@@ -85,6 +90,7 @@ def bipartite_2d(
         group_size = torch.ones(B * M, device=device).index_add_(0, target, torch.ones(B * num_merged, device=device))
 
     def merge(x_BNC: Tensor) -> Tensor:
+        _check_tokens("bipartite_2d", x_BNC, N)
         x = x_BNC.flatten(0, 1)
         kept = x[start]
         added = torch.zeros_like(kept).index_add(0, target, x[merged].sub_(kept[target]))
@@ -108,7 +114,7 @@ def neighbour_2d(grid: tuple[int, int], *, stride: int) -> tuple[TokenMap, Token
         unmerge: the way back, every token gets its cell's average.
 
     Raises:
-        SegzooError: a stride below 1.
+        SegzooError: a stride that is no whole number of at least 1; in `merge`, another number of tokens than H * W.
     """
     H, W = grid
     _check("neighbour_2d", stride=stride)
@@ -117,6 +123,7 @@ def neighbour_2d(grid: tuple[int, int], *, stride: int) -> tuple[TokenMap, Token
     cells = (-(-H // stride), -(-W // stride))
 
     def merge(x_BNC: Tensor) -> Tensor:
+        _check_tokens("neighbour_2d", x_BNC, H * W)
         first_B1C = x_BNC[:, :1]
         map_BCHW = to_channels_first((x_BNC - first_B1C).unflatten(1, (H, W)))
         pooled_BCHW = F.avg_pool2d(map_BCHW, stride, ceil_mode=True, count_include_pad=False)
@@ -142,13 +149,14 @@ def neighbour_1d(num_tokens: int, *, stride: int) -> tuple[TokenMap, TokenMap]:
         unmerge: the way back, every token gets its group's average.
 
     Raises:
-        SegzooError: a stride below 1.
+        SegzooError: a stride that is no whole number of at least 1; in `merge`, another number of tokens than N.
     """
     _check("neighbour_1d", stride=stride)
     if stride == 1 or num_tokens < stride:
         return identity, identity
 
     def merge(x_BNC: Tensor) -> Tensor:
+        _check_tokens("neighbour_1d", x_BNC, num_tokens)
         first_B1C = x_BNC[:, :1]
         pooled_BCM = F.avg_pool1d((x_BNC - first_B1C).mT, stride, ceil_mode=True, count_include_pad=False)
         return first_B1C + pooled_BCM.mT
@@ -159,11 +167,26 @@ def neighbour_1d(num_tokens: int, *, stride: int) -> tuple[TokenMap, TokenMap]:
     return merge, unmerge
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least 1, Python's or NumPy's."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number between 0 and 1, Python's or NumPy's."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _check(function: str, *, stride: int, ratio: float = 0.0) -> None:
-    if stride < 1:
+    if not is_count(stride):
         raise SegzooError(f"{function}: stride must be a whole number of at least 1, not {stride!r}")
-    if not 0 <= ratio <= 1:
+    if not is_share(ratio):
         raise SegzooError(f"{function}: ratio must be a number between 0 and 1, not {ratio!r}")
+
+
+def _check_tokens(function: str, x_BNC: Tensor, num_tokens: int) -> None:
+    if x_BNC.shape[1] != num_tokens:
+        raise SegzooError(f"{function}: made for a grid of {num_tokens} tokens, not {x_BNC.shape[1]}")
 
 
 def _split_cells(H: int, W: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:

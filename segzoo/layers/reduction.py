@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,9 +24,11 @@ from .shapes import to_channels_first, to_channels_last
 # --- plan entries -------------------------------------------------------------------------------------------------
 
 
-def _require_int(entry: object, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _require_int(entry: object, name: str) -> None:
+    value = getattr(entry, name)
+    if not merging.is_count(value):
         raise SegzooError(f"{type(entry).__name__}: {name} must be a whole number of at least 1, not {value!r}")
+    object.__setattr__(entry, name, int(value))  # Python's, for JSON, from NumPy's too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Pool:
     kind: str = "avg"  # "avg" or "max"
 
     def __post_init__(self) -> None:
-        _require_int(self, "factor", self.factor)
+        _require_int(self, "factor")
         if self.kind not in ("avg", "max"):
             raise SegzooError(f"Pool: kind must be 'avg' or 'max', not {self.kind!r}")
 
@@ -48,7 +51,7 @@ class OverlapPool:
     factor: int
 
     def __post_init__(self) -> None:
-        _require_int(self, "factor", self.factor)
+        _require_int(self, "factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +62,10 @@ class Bipartite:
     stride: int  # one destination a cell of stride x stride tokens
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio <= 1:
+        if not merging.is_share(self.ratio):
             raise SegzooError(f"Bipartite: ratio must be a number between 0 and 1, not {self.ratio!r}")
-        _require_int(self, "stride", self.stride)
+        object.__setattr__(self, "ratio", float(self.ratio))
+        _require_int(self, "stride")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Neighbour2d:
     stride: int
 
     def __post_init__(self) -> None:
-        _require_int(self, "stride", self.stride)
+        _require_int(self, "stride")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Neighbour1d:
     stride: int
 
     def __post_init__(self) -> None:
-        _require_int(self, "stride", self.stride)
+        _require_int(self, "stride")
 
 
 Entry = Pool | OverlapPool | Bipartite | Neighbour2d | Neighbour1d
@@ -95,11 +99,12 @@ def parse_entry(value: object) -> Entry:
         return NEUTRAL
     if isinstance(value, ENTRY_TYPES):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return Pool(value)
     if isinstance(value, Mapping):
         fields = dict(value)
-        kind = {entry.__name__: entry for entry in ENTRY_TYPES}.get(fields.pop("type", None))
+        name = fields.pop("type", None)
+        kind = next((entry for entry in ENTRY_TYPES if entry.__name__ == name), None)
         if kind is not None and set(fields) <= {field.name for field in dataclasses.fields(kind)}:
             with contextlib.suppress(TypeError):  # a missing field: told below with the valid forms
                 return kind(**fields)

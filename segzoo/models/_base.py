@@ -83,8 +83,9 @@ class Model(nn.Module):
     def param_groups(self, *, lr: float, weight_decay: float, head_lr_multiplier: float = 1.0) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer.
 
-        The encoder's norms and biases are not decayed. Head parameters learn `head_lr_multiplier` times faster and
-        keep weight decay on their norms too, as the official recipes do, where "head" wins over "norm".
+        The encoder's norms and biases are not decayed, nor what `no_weight_decay` names. Head parameters learn
+        `head_lr_multiplier` times faster and keep weight decay on their norms too, as the official recipes do, where
+        "head" wins over "norm".
         """
         skip = self.no_weight_decay()
         groups: dict[str, dict[str, Any]] = {}
@@ -114,6 +115,7 @@ class Encoder(Model):
     """
 
     feature_info: list[dict[str, Any]]
+    size_multiple: int = 1  # forward_features pads images to whole multiples of this many pixels
 
     def make_head(self, num_features: int) -> None:
         """Mean pool + Linear, as PVT v2's; with 0 classes the pooled features come out."""
@@ -128,7 +130,7 @@ class Encoder(Model):
         like = next(self.parameters())
         self.num_classes = num_classes
         self.make_head(self.num_features)
-        self.head.apply(init_weights).to(like)
+        self.head.apply(init_weights).to(like).train(self.training)
 
     def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
         """(B, in_chans, H, W) normalised images -> maps (B, C_i, H_i, W_i), fine to coarse."""
@@ -245,6 +247,9 @@ class SegmentationModel(Model):
         """(B, in_chans, H, W) normalised images -> the encoder's maps, fine to coarse, as in `feature_info`."""
         return self.encoder.forward_features(x_BCHW)
 
+    def no_weight_decay(self) -> set[str]:
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
     def forward_head(self, features: Sequence[Tensor]) -> Any:
         """Maps -> scores at the decoder's own resolution, before any resize."""
         raise NotImplementedError
@@ -295,8 +300,8 @@ class EncoderDecoder(SegmentationModel):
 
 
 def fresh_conv_classifier(classifier: nn.Conv2d, num_classes: int) -> nn.Conv2d:
-    """A newly initialised 1x1 classifier like `classifier`, for other classes, on its device and in its dtype."""
+    """A newly initialised 1x1 classifier like `classifier`, for other classes: its device, dtype and mode."""
     if num_classes < 1:
         raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
     fresh = nn.Conv2d(classifier.in_channels, num_classes, 1, bias=classifier.bias is not None)
-    return fresh.apply(init_weights).to(classifier.weight)
+    return fresh.apply(init_weights).to(classifier.weight).train(classifier.training)

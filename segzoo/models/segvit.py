@@ -34,7 +34,7 @@ from ._base import Encoder, SegmentationModel
 from ._keys import Drop, Layout, Prefixed, Rename, Split, StateDict
 from ._pretrained import PretrainedCfg
 from ._registry import Family, PublishedCost, Variant, register_family
-from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, fit_grid, grid_of, pad_to_multiple, resize_grid
+from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, check_stages, fit_grid, grid_of, pad_to_multiple, resize_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +256,8 @@ class AttentionToMask(nn.Module):
         """Fresh class queries and class logits, the two things that exist once a class."""
         self.class_queries = nn.Parameter(torch.empty(num_classes, dim))
         nn.init.normal_(self.class_queries)
-        self.class_embed = nn.Linear(dim, num_classes + 1).apply(init_weights)  # the last class is "no object"
+        # The last class is "no object".
+        self.class_embed = nn.Linear(dim, num_classes + 1).apply(init_weights).train(self.training)
         if like is not None:
             self.to(like)
 
@@ -337,10 +338,13 @@ class Swin(Encoder):
         )
         self.body.norm = nn.Identity()
         info = self.body.feature_info
+        check_stages(cfg.stages, len(info), "stage")
         self.feature_info = [
             {"num_chs": info[i]["num_chs"], "reduction": info[i]["reduction"], "module": f"body.layers.{i}"}
             for i in cfg.stages
         ]
+        # With whole cells of the coarsest map, every map covers the same pixels.
+        self.size_multiple = self.feature_info[-1]["reduction"]
         self.make_head(self.feature_info[-1]["num_chs"])
         self.head.apply(init_weights)
 
@@ -349,7 +353,7 @@ class Swin(Encoder):
 
     def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
         """(B, in_chans, H, W) normalised images -> maps of the padded image at strides 4, 8, 16 and 32."""
-        padded_BCHW = pad_to_multiple(x_BCHW, 16)
+        padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         return ImageMaps(
             self.body.forward_intermediates(padded_BCHW, indices=list(self.cfg.stages), intermediates_only=True),
             image_size=tuple(x_BCHW.shape[2:]),
@@ -434,7 +438,7 @@ class SegViT(SegmentationModel):
 
         The edges of the image become the edges of `size`; the zero padding beyond them is cut off. At the image's own
         size this is: resize to the padded size, product, crop. If the head's output does not know the image's size
-        (its features were a plain list), `size` is taken as the image's own where it fits the grid of patches, and
+        (its features were a plain list), `size` is taken as the image's own where the encoder pads it to that grid, and
         else the whole grid as the image.
         """
         return self.score_rows(head_output, size, 0, size[0])
@@ -488,11 +492,13 @@ class SegViT(SegmentationModel):
         ]
 
     def _assumed_image_size(self, padded_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        stride = self.feature_info[0]["reduction"]
+        stride = max(self.encoder.size_multiple, self.feature_info[0]["reduction"])
         return size if grid_of(size, stride) == grid_of(padded_size, stride) else padded_size
 
 
 def build(cfg: SegViTConfig | SegViTSwinConfig) -> SegViT:
+    if cfg.decoder_num_heads < 1 or cfg.decoder_dim % cfg.decoder_num_heads:
+        raise SegzooError(f"decoder_num_heads={cfg.decoder_num_heads} must divide decoder_dim={cfg.decoder_dim}")
     if isinstance(cfg, SegViTSwinConfig):
         encoder = Swin(dataclasses.replace(cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate))
         upsample, in_chans = nn.Identity(), _channels(encoder)

@@ -252,6 +252,7 @@ class ViT(Encoder):
     def __init__(self, cfg: ViTConfig):
         _check(cfg)
         super().__init__(cfg=cfg)
+        self.size_multiple = cfg.patch_size
         drop_path = calculate_drop_path_rates(cfg.drop_path_rate, cfg.depth)
         self.patch_embed = PatchEmbed(in_chans=cfg.in_chans, embed_dim=cfg.embed_dim, patch_size=cfg.patch_size)
         self.pos_embed = nn.Parameter(torch.empty(1, *grid_of(cfg.img_size, cfg.patch_size), cfg.embed_dim))
@@ -284,13 +285,16 @@ class ViT(Encoder):
         self.make_head(cfg.embed_dim)
         self.head.apply(init_weights)
 
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}  # as timm
+
     def fit_state(self, state: StateDict) -> StateDict:
         """Position embeddings of timm and mmseg get their grid, and those made for another `img_size` are resized."""
         return fit_grid(state, "pos_embed", self.pos_embed)
 
     def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
         """(B, in_chans, H, W) normalised images -> one map (B, C, ceil(H / 16), ceil(W / 16)) for each of `stages`."""
-        padded_BCHW = pad_to_multiple(x_BCHW, self.cfg.patch_size)
+        padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         x_BHWC = self.patch_embed(padded_BCHW)
         x_BHWC = (x_BHWC + resize_grid(self.pos_embed, x_BHWC.shape[1:3])).contiguous()
         return ImageMaps(
@@ -330,13 +334,14 @@ def fit_grid(state: StateDict, name: str, own: Tensor) -> StateDict:
     return {**state, name: resize_grid(grid_BHWC, (H, W)).reshape(own.shape)}
 
 
+def check_stages(stages: Sequence[int], count: int, what: str) -> None:
+    """Raises SegzooError unless `stages` are rising numbers of `count` blocks or stages, at least one."""
+    if not stages or list(stages) != sorted(set(stages)) or not 0 <= stages[0] <= stages[-1] < count:
+        raise SegzooError(f"stages={stages} must be rising {what} numbers from 0 to {count - 1}")
+
+
 def _check(cfg: ViTConfig) -> None:
-    if (
-        list(cfg.stages) != sorted(set(cfg.stages))
-        or not cfg.stages
-        or not 0 <= cfg.stages[0] <= cfg.stages[-1] < cfg.depth
-    ):
-        raise SegzooError(f"stages={cfg.stages} must be rising block numbers from 0 to {cfg.depth - 1} (depth - 1)")
+    check_stages(cfg.stages, cfg.depth, "block")
     if cfg.downsample_block is not None and not 0 <= cfg.downsample_block < cfg.depth:
         raise SegzooError(
             f"downsample_block={cfg.downsample_block} must be None or from 0 to {cfg.depth - 1} (depth - 1)"
@@ -345,7 +350,7 @@ def _check(cfg: ViTConfig) -> None:
         raise SegzooError(f"downsample must be 'nearest' or 'conv', not {cfg.downsample!r}")
     if cfg.downsample_tokens not in ("q", "qkv"):
         raise SegzooError(f"downsample_tokens must be 'q' or 'qkv', not {cfg.downsample_tokens!r}")
-    if cfg.embed_dim % cfg.num_heads:
+    if cfg.num_heads < 1 or cfg.embed_dim % cfg.num_heads:
         raise SegzooError(f"num_heads={cfg.num_heads} must divide embed_dim={cfg.embed_dim}")
     if not isinstance(cfg.img_size, tuple) or len(cfg.img_size) != 2 or min(cfg.img_size) < 1:
         raise SegzooError(f"img_size must be (H, W) in pixels, not {cfg.img_size!r}")

@@ -68,7 +68,7 @@ class ATMLoss(nn.Module):
         self.ignored = ignored
 
     def forward(self, outputs: Mapping[str, Any], labels_BHW: Tensor) -> Tensor:
-        """`forward_train`'s dict and int64 labels (B, H, W) in 0..K-1 or `ignore_index` -> a scalar to minimise."""
+        """`forward_train`'s dict and labels (B, H, W), integers in 0..K-1 or `ignore_index` -> a scalar to minimise."""
         return torch.stack(list(self.terms(outputs, labels_BHW).values())).sum()
 
     def terms(self, outputs: Mapping[str, Any], labels_BHW: Tensor) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class ATMLoss(nn.Module):
         "auxiliary.i.class" and so on.
 
         Raises:
-            SegzooError: labels of another shape, or that are no class of the model.
+            SegzooError: labels of another shape, that are no integers, or that are no class of the model.
         """
         output = outputs["output"]
         targets = self._targets(labels_BHW, output)
@@ -100,6 +100,9 @@ class ATMLoss(nn.Module):
         B, K = output.class_logits.shape[:2]
         if labels_BHW.ndim != 3 or labels_BHW.shape[0] != B:
             raise SegzooError(f"labels must be ({B}, H, W), not {tuple(labels_BHW.shape)}")
+        if labels_BHW.dtype == torch.bool or labels_BHW.is_floating_point() or labels_BHW.is_complex():
+            raise SegzooError(f"labels must be integers, not {labels_BHW.dtype}; convert them with labels.long()")
+        labels_BHW = labels_BHW.long()
         ignored_BHW = labels_BHW == self.ignore_index
         if ((labels_BHW < 0) | (labels_BHW >= K)).logical_and(~ignored_BHW).any():
             raise SegzooError(f"labels must be 0 to {K - 1} or {self.ignore_index} (ignored) for this model")
