@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     verb.add_argument("--resize", type=_positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")
     verb.add_argument("--mode", choices=("whole", "slide"), help="whole image or sliding window")
+    verb.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these sizes")
+    verb.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
     verb.add_argument("--alpha", type=float, default=0.5, help="strength of the overlay's colours, 0 to 1")
     verb.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
 
@@ -146,6 +149,8 @@ def run_list(args: argparse.Namespace) -> int:
     if not rows:
         raise SegzooError(f"no name matches {' '.join(args.filter)}; `segzoo list` shows all")
     _print_rows(rows, args.json)
+    if not args.json and any(row.get("source") == "unpublished" for row in rows):
+        print("\nunpublished: `segzoo info NAME.TAG` says how to get the weights")
     return 0
 
 
@@ -214,25 +219,19 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from .models import create_model
     from .prediction import predict
 
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
-    model = create_model(
-        args.model,
-        pretrained=args.checkpoint is None,
-        checkpoint_path=args.checkpoint,
-        num_classes=args.num_classes,
-    ).eval()
-    model.to(_device(args.device))
+    paths = _output_paths(args.images, args.output)
+    model = _trained_model(args).eval().to(_device(args.device))
     if args.reduction:
         model.set_inference_reduction(args.reduction)
     resize = tuple(args.resize) if args.resize else None
     done, errors = [], []
-    for source, path in _progress(list(zip(args.images, _output_paths(args.images, args.output), strict=True)), args):
+    for source, path in _progress(list(zip(args.images, paths, strict=True)), args):
         try:
-            result = predict(model, source, resize=resize, mode=args.mode)
+            result = predict(model, source, resize=resize, mode=args.mode, scales=args.scales, flip=args.flip)
         except ImageError as error:
             errors.append(str(error))
             print(f"segzoo: error: {error}", file=sys.stderr)
@@ -252,17 +251,41 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _output_paths(images: Sequence[str], folder: Path) -> list[Path]:
-    """One mask file per image; images of the same name in different folders get numbers."""
-    used: set[str] = set()
+    """One mask file per image; where its name or that of its overlay is taken, it gets a number.
+
+    Raises:
+        SegzooError: a mask or an overlay would take the place of an image.
+    """
+    inputs = {os.path.realpath(image) for image in images}
+    used: set[Path] = set()
     paths = []
     for image in images:
-        stem, number = Path(image).stem, 2
-        name = stem
-        while name in used:
-            name, number = f"{stem}-{number}", number + 1
-        used.add(name)
-        paths.append(folder / f"{name}.png")
+        name, number = Path(image).stem, 2
+        while used.intersection(outputs := (folder / f"{name}.png", folder / f"{name}_overlay.png")):
+            name, number = f"{Path(image).stem}-{number}", number + 1
+        for output in outputs:
+            if os.path.realpath(output) in inputs:
+                raise SegzooError(f"{output} is one of the images and would be overwritten; give another folder as -o")
+        used.update(outputs)
+        paths.append(outputs[0])
     return paths
+
+
+def _trained_model(args: argparse.Namespace) -> SegmentationModel:
+    """The model with all its weights: a fresh classifier, which `create_model` makes for training, would only guess."""
+    from .models import create_model, load_weights
+
+    if args.checkpoint is None:
+        model = create_model(args.model, pretrained=True)
+        if args.num_classes not in (None, model.num_classes):
+            raise SegzooError(
+                f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "
+                "leave it out, or name a file that has so many with --checkpoint"
+            )
+        return model
+    model = create_model(args.model, num_classes=args.num_classes)
+    load_weights(model, args.checkpoint, adapt_in_chans=True)
+    return model
 
 
 def _describe(result: Segmentation, mask_path: Path, overlay_path: Path) -> dict[str, Any]:

@@ -209,9 +209,7 @@ def model_card(model: Model, row: PretrainedCfg) -> str:
 
 
 def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
-    segments = isinstance(model, SegmentationModel)
-    classifies = "image-classification" if model.num_classes else "image-feature-extraction"
-    task = "image-segmentation" if segments else classifies
+    task, tags = _task(model)
     known = row.license in HUB_LICENSES
     variant = model.name.partition(".")[0]
     fields: dict[str, Any] = {"license": row.license if known else "other"}
@@ -235,34 +233,54 @@ def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
                 metric_value=row.miou,
             )
         ]
-    tags = ["segzoo", variant, *(["semantic-segmentation"] if segments else [])]
-    return ModelCardData(pipeline_tag=task, library_name="segzoo", tags=tags, **fields)
+    return ModelCardData(pipeline_tag=task, library_name="segzoo", tags=["segzoo", variant, *tags], **fields)
+
+
+def _task(model: Model) -> tuple[str, list[str]]:
+    """The Hub's name of what the model does, and tags that say it more closely."""
+    if _finds_keypoints(model):
+        return "keypoint-detection", []
+    if isinstance(model, SegmentationModel):
+        return "image-segmentation", ["semantic-segmentation"]
+    return "image-classification" if model.num_classes else "image-feature-extraction", []
+
+
+def _finds_keypoints(model: Model) -> bool:
+    return isinstance(model, SegmentationModel) and model.score_kind == "heatmap"
 
 
 def _what_it_is(model: Model, row: PretrainedCfg) -> str:
     variant = model.name.partition(".")[0]
-    kind = "semantic segmentation model" if isinstance(model, SegmentationModel) else "image encoder"
+    kind, outputs = "image encoder", "classes"
+    if _finds_keypoints(model):
+        kind, outputs = "keypoint model", "keypoints"
+    elif isinstance(model, SegmentationModel):
+        kind = "semantic segmentation model"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     data = f", trained on {row.dataset}" if row.dataset else ""
     origin = f" Origin of the weights: {row.origin}." if row.origin else ""
     return (
-        f"`{variant}`, a {kind} of segzoo {__version__}{data}: {model.num_classes} classes, {model.in_chans} input "
-        f"channels, {parameters:,} parameters in {dtype}.{origin} `{CONFIG_NAME}` holds every option of the model."
+        f"`{variant}`, a {kind} of segzoo {__version__}{data}: {model.num_classes} {outputs}, {model.in_chans} "
+        f"input channels, {parameters:,} parameters in {dtype}.{origin} `{CONFIG_NAME}` holds every option of the "
+        "model."
     )
 
 
 def _usage(model: Model) -> str:
-    code = f'import segzoo\n\nmodel = segzoo.create_model("hf-hub:{PLACEHOLDER}").eval()  # or "local-dir:PATH"\n'
+    made = f'model = segzoo.create_model("hf-hub:{PLACEHOLDER}").eval()  # or "local-dir:PATH"\n'
+    if _finds_keypoints(model) and model.in_chans == 3:
+        found = 'xy, score = predict_keypoints(model, "image.jpg")  # (K, 2) in pixels, and (K,)'
+        return f"import segzoo\nfrom segzoo.prediction import predict_keypoints\n\n{made}{found}"
     if isinstance(model, SegmentationModel) and model.in_chans == 3:
-        return code + 'result = segzoo.predict(model, "image.jpg")\nresult.save("mask.png")'
+        return f'import segzoo\n\n{made}result = segzoo.predict(model, "image.jpg")\nresult.save("mask.png")'
     size = ", ".join(map(str, (1, model.in_chans, 224, 224)))
     out = "(1, K, 224, 224) scores" if isinstance(model, SegmentationModel) else "(1, K) logits, or pooled features"
-    return f"import torch\n{code}scores = model(torch.zeros({size}))  # normalised images -> {out}"
+    return f"import torch\nimport segzoo\n\n{made}scores = model(torch.zeros({size}))  # normalised images -> {out}"
 
 
 def _preprocessing(model: Model, row: PretrainedCfg) -> str:
-    """In words, exactly what `segzoo.predict` does."""
+    """In words, exactly what `segzoo.predict` or `predict_keypoints` does."""
     H, W = row.test_size
     resize = {
         "keep_ratio": f"with its aspect ratio into short side {H}, long side {W}",
@@ -277,7 +295,7 @@ def _preprocessing(model: Model, row: PretrainedCfg) -> str:
         + (f"; both sides rounded up to a multiple of {row.size_divisor}" if row.size_divisor > 1 else "")
         + ".",
     ]
-    if isinstance(model, SegmentationModel):
+    if isinstance(model, SegmentationModel) and not _finds_keypoints(model):
         whole = "the whole image at once"
         slide = f"sliding window {_numbers(row.crop or ())}, stride {_numbers(row.stride or ())} (H, W)"
         lines.append(f"- Test mode: {slide if row.test_mode == 'slide' else whole}.")

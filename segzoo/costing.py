@@ -43,14 +43,19 @@ class Cost:
         return "\n".join(lines)
 
 
-def cost(model: nn.Module, size: tuple[int, int]) -> Cost:
+def cost(model: nn.Module, size: tuple[int, int], *, in_chans: int | None = None) -> Cost:
     """Parameters and multiply-accumulates of one image of `size` = (H, W) pixels, reduction in force included.
 
     The model itself is neither run nor changed; nothing is allocated but shapes.
+
+    Args:
+        model: any module that takes images (1, in_chans, H, W).
+        size: (H, W) in pixels.
+        in_chans: the image's channels; default: what the model says, else those of its first convolution, else 3.
     """
     H, W = _check_size(size)
     shadow = _meta_copy(model).eval()
-    in_chans = getattr(getattr(shadow, "encoder", shadow), "in_chans", 3)
+    in_chans = in_chans or _in_chans(shadow)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shadow(torch.empty(1, in_chans, H, W, device="meta", dtype=next(shadow.parameters()).dtype))
@@ -72,6 +77,11 @@ def _check_size(size: object) -> tuple[int, int]:
     if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or any(int(side) < 1 for side in size):
         raise SegzooError(f"size must be (H, W) in pixels, both at least 1, not {size!r}")
     return int(size[0]), int(size[1])
+
+
+def _in_chans(model: nn.Module) -> int:
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return getattr(getattr(model, "encoder", model), "in_chans", first)
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:

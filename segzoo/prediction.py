@@ -1,13 +1,13 @@
-"""The walk: image -> preprocess -> model (whole or sliding window) -> class map -> Segmentation."""
+"""The walk: image -> preprocess -> model (whole or sliding window, scales and flips) -> class map -> Segmentation."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from math import ceil, floor
+from math import ceil, floor, inf, isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ._errors import ImageError, SegzooError
 from .keypoints import Keypoints, decode_heatmaps
-from .labels import LabelSet, generic_labels, load_labels
+from .labels import LabelSet, generic_labels
 from .layers.reduction import Plan, current_plan
 from .layers.shapes import resize as resize_map
 from .masks import class_map
+from .models._config import label_set
 from .models._pretrained import PretrainedCfg
 from .preprocess import ImageSource, describe, load_image, model_size, to_input
 from .visualize import overlay, palette_image
@@ -42,7 +43,7 @@ class Segmentation:
     image: np.ndarray  # (H, W, 3) uint8, the upright image that the mask belongs to
     source: str  # file name, or the kind of object given
     plan: Plan  # inference reduction that was in force
-    _full_scores: Callable[[], Tensor] = dataclasses.field(repr=False)
+    _full_scores: Callable[[], Tensor] | None = dataclasses.field(repr=False)  # None in a copy
 
     @property
     def labels(self) -> list[PresentLabel]:
@@ -52,8 +53,16 @@ class Segmentation:
         return [PresentLabel(int(i), self.label_set.classes[i], int(counts[i])) for i in present]
 
     def scores(self) -> Tensor:
-        """(K, H, W) float32 on the CPU, made on request: logits, or for SegViT products of probabilities."""
-        return self._full_scores()[0].float().cpu()
+        """(K, H, W) float32 on the CPU, made on request: logits, or for SegViT products of probabilities; of several
+        views (`scales`, `flip`) the mean probabilities of any model."""
+        if self._full_scores is None:
+            raise SegzooError("a copied or pickled Segmentation has no scores; take scores() of the original")
+        with torch.inference_mode():
+            scores_KHW = self._full_scores()[0]
+        return scores_KHW.float().clone()  # an ordinary tensor of the caller's own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_full_scores": None}
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
         """The image with the classes' colours over it; alpha from 0 (image) to 1 (colours)."""
@@ -83,27 +92,35 @@ def predict(
     mode: str | None = None,
     crop: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Segmentation | list[Segmentation]:
     """Segment an image, or each of a list.
 
     Args:
         model: a segmentation model of segzoo; it is run in eval mode and left in the mode it was in.
-        image: path, bytes of an image file, PIL image, or uint8 array (H, W, C); or a list or tuple of these.
+        image: path, bytes of an image file (or a BytesIO), PIL image, or uint8 array (H, W, C); or a list or tuple of
+            these.
         resize: (H, W) in pixels at which the model sees the image; default: the rule of its weights row.
         mode: "whole" or "slide" (windows whose scores are averaged); default: the row's.
         crop, stride: (H, W) in pixels of the window and of its step; default: the row's, else its training size and
             two thirds of it.
+        scales: factors on the size at which the model sees the image; it sees every one of them.
+        flip: it sees the mirror image of each, too. Of several views the probabilities are averaged (softmax of
+            logits; SegViT's products as they are), at the size of scale 1.
 
     Returns:
-        A Segmentation, or a list of them.
+        A Segmentation, or a list of them. Each keeps what its `scores()` are made from, on the CPU: of a sliding window
+        that is K floats a pixel, so take what you need of a long list and let the results go.
 
     Raises:
         ImageError: an image that cannot be read. Of a list, all others are still processed: the error names every
             image that failed, and its `results` has the others, None in the failed places.
     """
     if not hasattr(model, "forward_head") or not hasattr(model, "to_size"):
-        raise SegzooError(f"{type(model).__name__} is no segmentation model; segzoo.list_models() lists them")
-    walk = _Walk(model, resize=resize, mode=mode, crop=crop, stride=stride)
+        inner = "; pass its .module" if hasattr(getattr(model, "module", None), "forward_head") else ""
+        raise SegzooError(f"{type(model).__name__} is no segmentation model; segzoo.list_models() lists them{inner}")
+    walk = _Walk(model, resize=resize, mode=mode, crop=crop, stride=stride, scales=scales, flip=flip)
     if not isinstance(image, (list, tuple)):
         return walk(image)
     results: list[Segmentation | None] = []
@@ -151,7 +168,7 @@ def predict_keypoints(
         raise SegzooError(f"{type(model).__name__} is no keypoint model; segzoo.list_models('*_keypoints') lists them")
     image_HWC = load_image(image, model.in_chans)
     H, W = image_HWC.shape[:2]
-    x0, y0, x1, y1 = (0, 0, W, H) if box is None else box
+    x0, y0, x1, y1 = (0, 0, W, H) if box is None else _box(box)
     left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(W, ceil(x1)), min(H, ceil(y1))
     if left >= right or top >= bottom:
         raise SegzooError(f"box {box} has no pixel of an image of {W} x {H}; give (x0, y0, x1, y1) in pixels")
@@ -176,6 +193,8 @@ class _Walk:
         mode: str | None,
         crop: tuple[int, int] | None,
         stride: tuple[int, int] | None,
+        scales: Sequence[float],
+        flip: bool,
     ):
         if getattr(model, "score_kind", None) == "heatmap":
             raise SegzooError(
@@ -184,33 +203,34 @@ class _Walk:
             )
         self.model = model
         self.row = getattr(model, "pretrained_cfg", None) or PretrainedCfg()
-        self.label_set = _label_set(self.row, model.num_classes)
+        self.label_set = label_set(self.row, model.num_classes) or generic_labels(model.num_classes)
         self.resize = resize
         self.mode = mode or self.row.test_mode
         if self.mode not in ("whole", "slide"):
-            raise SegzooError(f"mode must be 'whole' or 'slide', not {mode!r}")
-        if self.mode == "whole" and (crop or stride):
+            raise SegzooError(f"mode must be 'whole' or 'slide', not {self.mode!r}")
+        if self.mode == "whole" and (crop is not None or stride is not None):
             raise SegzooError("crop and stride belong to mode='slide'")
-        self.crop = crop or self.row.crop or self.row.input_size
-        self.stride = stride or self.row.stride or tuple(max(1, side * 2 // 3) for side in self.crop)
-        if min(*self.crop, *self.stride) < 1 or any(s > c for s, c in zip(self.stride, self.crop, strict=True)):
-            raise SegzooError(f"a window of {self.crop} cannot move by {self.stride}: 1 <= stride <= crop is needed")
+        self.crop = _pair("crop", crop) or self.row.crop or self.row.input_size
+        self.stride = _pair("stride", stride) or self.row.stride or tuple(max(1, side * 2 // 3) for side in self.crop)
+        if any(s > c for s, c in zip(self.stride, self.crop, strict=True)):
+            whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
+            raise SegzooError(f"a window of {self.crop} cannot move by {self.stride}{whose}: stride <= crop is needed")
+        if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
+            raise SegzooError(f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), not {scales!r}")
+        self.views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
     @torch.inference_mode()
     def __call__(self, source: ImageSource) -> Segmentation:
         image_HWC = load_image(source, self.model.in_chans)
         size = image_HWC.shape[:2]
-        like = next(self.model.parameters())
-        x_BCHW = to_input(image_HWC, model_size(size, self.row, self.resize), self.row, like)
+        seen_size = model_size(size, self.row, self.resize)
         with _eval_mode(self.model):
-            if self.mode == "whole":
-                head_output = self.model.forward_head(self.model.forward_features(x_BCHW))
-                mask_BHW = class_map(self.model, head_output, size)
-                full_scores = torch.inference_mode()(lambda: self.model.to_size(head_output, size))
+            if len(self.views) > 1 or self.mode == "slide":
+                maker, head_output = _Scores, self.mean_of_views(image_HWC, seen_size)
             else:
-                scores_BKHW = self.slide(x_BCHW)
-                mask_BHW = class_map(_Scores, scores_BKHW, size)
-                full_scores = torch.inference_mode()(lambda: resize_map(scores_BKHW, size))
+                maker, head_output = self.model, self.head_output(self.view(image_HWC, seen_size, *self.views[0]))
+            mask_BHW = class_map(maker, head_output, size)
+        kept = _on_cpu(head_output)
         mask = mask_BHW[0].cpu().numpy()
         return Segmentation(
             mask=mask if mask.dtype == np.uint8 else mask.astype(np.uint16),
@@ -218,8 +238,36 @@ class _Walk:
             image=image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2),
             source=describe(source),
             plan=current_plan(self.model),
-            _full_scores=full_scores,
+            _full_scores=lambda: maker.to_size(kept, size),
         )
+
+    def view(self, image_HWC: np.ndarray, seen_size: tuple[int, int], scale: float, mirrored: bool) -> Tensor:
+        """The model's input for one view."""
+        divisor = self.row.size_divisor if self.resize is None else 1
+        size = tuple(max(1, ceil(side * scale / divisor)) * divisor for side in seen_size) if scale != 1 else seen_size
+        x_BCHW = to_input(image_HWC, size, self.row, next(self.model.parameters()))
+        return x_BCHW.flip(-1) if mirrored else x_BCHW
+
+    def head_output(self, x_BCHW: Tensor) -> Any:
+        return self.model.forward_head(self.model.forward_features(x_BCHW))
+
+    def mean_of_views(self, image_HWC: np.ndarray, seen_size: tuple[int, int]) -> Tensor:
+        """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
+        total_BKHW = None
+        for scale, mirrored in self.views:
+            x_BCHW = self.view(image_HWC, seen_size, scale, mirrored)
+            if self.mode == "slide":
+                scores_BKHW = resize_map(self.slide(x_BCHW), seen_size)
+            else:
+                scores_BKHW = self.model.to_size(self.head_output(x_BCHW), seen_size)
+            if len(self.views) == 1:
+                return scores_BKHW
+            if self.model.score_kind == "logits":
+                scores_BKHW = scores_BKHW.softmax(dim=1)
+            if mirrored:
+                scores_BKHW = scores_BKHW.flip(-1)
+            total_BKHW = scores_BKHW if total_BKHW is None else total_BKHW.add_(scores_BKHW)
+        return total_BKHW.div_(len(self.views))
 
     def slide(self, x_BCHW: Tensor) -> Tensor:
         """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
@@ -269,16 +317,32 @@ class _eval_mode:  # noqa: N801  (reads as a verb in `with`)
             module.training = True
 
 
-def _label_set(row: PretrainedCfg, num_classes: int) -> LabelSet:
-    """The row's names if the model still has its classes, else numbered ones."""
-    if row.label_set:
-        labels = load_labels(row.label_set)
-        if len(labels) == num_classes:
-            return labels
-    labels = generic_labels(num_classes)
-    if row.label_names and len(row.label_names) == num_classes:
-        return dataclasses.replace(labels, classes=row.label_names)
-    return labels
+def _on_cpu(head_output: Any) -> Any:
+    """A tensor, or a tuple with tensors, on the CPU and in a precision that its kernels have."""
+    if isinstance(head_output, Tensor):
+        return head_output.to("cpu", torch.float32) if head_output.dtype.itemsize < 4 else head_output.cpu()
+    if isinstance(head_output, tuple) and hasattr(head_output, "_fields"):
+        return type(head_output)(*map(_on_cpu, head_output))
+    return head_output
+
+
+def _pair(option: str, sides: object) -> tuple[int, int] | None:
+    if sides is None:
+        return None
+    whole = isinstance(sides, (list, tuple)) and all(isinstance(side, int) and side >= 1 for side in sides)
+    if not whole or len(sides) != 2:
+        raise SegzooError(f"{option} must be (H, W) in pixels, both at least 1, not {sides!r}")
+    return tuple(sides)
+
+
+def _box(box: object) -> Sequence[float]:
+    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not all(isfinite(side) for side in box):
+        raise SegzooError(f"box must be (x0, y0, x1, y1) in pixels, not {box!r}")
+    return box
+
+
+def _is_positive(scale: object) -> bool:
+    return isinstance(scale, (int, float)) and 0 < scale < inf
 
 
 def write_png(image: Image.Image, path: Path) -> None:

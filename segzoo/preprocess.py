@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import warnings
+import numbers
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from ._errors import ImageError, SegzooError
 if TYPE_CHECKING:
     from .models._pretrained import PretrainedCfg
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray
+ImageSource = str | Path | bytes | bytearray | memoryview | io.BytesIO | Image.Image | np.ndarray
 
 
 def describe(source: ImageSource) -> str:
@@ -34,73 +36,92 @@ def describe(source: ImageSource) -> str:
 def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
     """Decode and convert an image: (H, W, in_chans) uint8 in 0..255, RGB order for three channels, upright.
 
-    EXIF orientation is applied; grey and palette images become RGB; 16-bit greys are scaled to 8 bits; CMYK is
-    converted; transparent pixels are laid over white. Arrays are uint8 (H, W), (H, W, 1), (H, W, 3), (H, W, 4) or
-    (H, W, in_chans), and are taken as they are.
+    EXIF orientation is applied; grey and palette images become RGB; CMYK is converted; transparent pixels are laid over
+    white. 16-bit greys are scaled to 8 bits; 32-bit ones, whose range no file states, are taken as 8 bits where none is
+    over 255, else as 16 bits. Pillow warns of images of more than 90 million pixels and refuses those of 179 million.
+
+    Arrays are uint8: of in_chans channels they are copied as they are; (H, W), (H, W, 1), (H, W, 3) and (H, W, 4),
+    where the fourth channel is opacity, are otherwise converted as images are, for a model of 1 or 3 channels.
 
     Raises:
         ImageError: names the file and what to do.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, in_chans)
-    image = source if isinstance(source, Image.Image) else _decode(source)
-    try:
-        image = ImageOps.exif_transpose(image)
+    name = describe(source)
+    data = None if isinstance(source, Image.Image) else _read(source, name)
+    with _decoding(name):
+        image = ImageOps.exif_transpose(source if data is None else Image.open(io.BytesIO(data)))
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{describe(source)} is truncated or damaged ({error}); save or download it again") from error
-    if 0 in image.size:
-        raise ImageError(f"{describe(source)} has no pixels ({image.width}x{image.height})")
-    if in_chans not in (1, 3):
-        raise ImageError(f"the model takes {in_chans} channels; give a uint8 array (H, W, {in_chans}), not an image")
-    array = np.asarray(_to_rgb(image, source).convert("L" if in_chans == 1 else "RGB"))
+        if 0 in image.size:
+            raise ImageError(f"{name} has no pixels ({image.width}x{image.height})")
+        if in_chans not in (1, 3):
+            raise ImageError(
+                f"the model takes {in_chans} channels; give a uint8 array (H, W, {in_chans}), not an image"
+            )
+        array = np.asarray(_to_rgb(image, name).convert("L" if in_chans == 1 else "RGB"))
     return array if array.ndim == 3 else array[..., None]
 
 
-def _decode(source: str | Path | bytes) -> Image.Image:
-    name = describe(source)
-    if isinstance(source, bytes):
+def _read(source: object, name: str) -> bytes:
+    if isinstance(source, io.BytesIO):
+        source = source.getvalue()  # wherever its position is
+    if isinstance(source, (bytes, bytearray, memoryview)):
         if not source:
             raise ImageError("the image is empty: 0 bytes given")
-        data = source
-    else:
-        path = Path(source)
+        return bytes(source)
+    if not isinstance(source, (str, Path)):
+        raise ImageError(
+            "an image must be a path, the bytes of an image file, a PIL image or a uint8 array (H, W, C), not a "
+            f"{type(source).__name__}"
+        )
+    path = Path(source)
+    try:
         if path.is_dir():
             raise ImageError(f"{name} is a directory; name the image files in it, for example {name}/*.jpg")
         if not path.exists():
             raise ImageError(f"{name}: no such file; check the path")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
-        if not data:
-            raise ImageError(f"{name} is empty; save or download it again")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read ({error.strerror}); check its name and permissions") from error
+    if not data:
+        raise ImageError(f"{name} is empty; save or download it again")
+    return data
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Say what is wrong with an image that Pillow cannot decode."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 90 and refuses from 179 million pixels; large photographs are welcome, bombs are not.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        yield
+    except ImageError:
+        raise
+    # The warning is raised only where the caller has made errors of warnings.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = str(error).rstrip(".")
         raise ImageError(
-            f"{name} has more than {limit} million pixels, as a decompression bomb has; if you trust it, "
-            "raise PIL.Image.MAX_IMAGE_PIXELS or cut it into tiles"
+            f"{name}: {reason}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS or cut it into tiles"
         ) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is no image that Pillow can read; convert it to PNG or JPEG") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{name} is truncated or damaged ({error}); save or download it again") from error
+    # Pillow lets through what a decoder stumbles over: beside OSError also RuntimeError, AttributeError and others.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name} is truncated or damaged ({reason}); save or download it again") from error
 
 
-def _to_rgb(image: Image.Image, source: ImageSource) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greys, which Pillow's own conversion would clip at 255
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):  # more than 8 bits, which Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"{describe(source)} has grey values outside 0..65535; convert it to 8 or 16 bits")
-        return Image.fromarray((values // 257).astype(np.uint8))
+            raise ImageError(f"{name} has grey values outside 0..65535; convert it to 8 or 16 bits")
+        scale = 1 if image.mode == "I" and values.max() <= 255 else 257
+        return Image.fromarray((values // scale).astype(np.uint8))
     if image.mode == "F":
-        raise ImageError(f"{describe(source)} holds floating-point greys without a known range; convert it to 8 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        raise ImageError(f"{name} holds floating-point greys without a known range; convert it to 8 bits")
+    if image.mode in ("La", "LAB"):
+        raise ImageError(f"{name} is in mode {image.mode}, which Pillow cannot convert; save it as RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image
@@ -115,7 +136,7 @@ def _from_array(array: np.ndarray, in_chans: int) -> np.ndarray:
         raise ImageError(f"the image array of shape {array.shape} has no pixels")
     array = array if array.ndim == 3 else array[..., None]
     if array.shape[2] == in_chans:
-        return np.ascontiguousarray(array)
+        return array.copy()  # a result keeps it, and the caller may fill theirs with the next frame
     if in_chans in (1, 3) and array.shape[2] in (1, 3, 4):
         mode_array = array[..., 0] if array.shape[2] == 1 else array
         return load_image(Image.fromarray(np.ascontiguousarray(mode_array)), in_chans)
@@ -126,9 +147,10 @@ def _from_array(array: np.ndarray, in_chans: int) -> np.ndarray:
 def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[int, int] | None) -> tuple[int, int]:
     """(H, W) at which the model sees an image of `image_size` by the row's resize rule, or exactly `resize`."""
     if resize is not None:
-        if len(resize) != 2 or any(isinstance(side, bool) or int(side) != side or side < 1 for side in resize):
+        sides = tuple(resize) if isinstance(resize, Iterable) else ()
+        if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
             raise SegzooError(f"resize must be (H, W) in pixels, both at least 1, not {resize!r}")
-        return int(resize[0]), int(resize[1])
+        return int(sides[0]), int(sides[1])
     if row.resize == "exact":
         return row.test_size
     H, W = image_size
@@ -138,6 +160,10 @@ def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[in
         H, W = max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
     divisor = row.size_divisor
     return math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, numbers.Real) and not isinstance(number, bool) and number % 1 == 0
 
 
 def to_input(image_HWC: np.ndarray, size: tuple[int, int], row: PretrainedCfg, like: Tensor) -> Tensor:

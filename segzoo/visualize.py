@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .labels import LabelSet
 
 IGNORED_COLOUR = (0, 0, 0)
+BLOCK_PIXELS = 2**16  # mixed at a time, so that their floating-point temporaries stay in the cache
 
 
 def palette_image(mask_HW: np.ndarray, labels: LabelSet) -> Image.Image:
@@ -17,20 +18,27 @@ def palette_image(mask_HW: np.ndarray, labels: LabelSet) -> Image.Image:
     if mask_HW.dtype != np.uint8:
         return Image.fromarray(mask_HW.astype(np.uint16))
     image = Image.fromarray(mask_HW)
-    image.putpalette([channel for colour in _colours(labels) for channel in colour])
+    colours = [*labels.palette, *[IGNORED_COLOUR] * (256 - len(labels))]
+    image.putpalette([channel for colour in colours for channel in colour])
     return image
 
 
 def colour_mask(mask_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
     """(H, W) class indices -> (H, W, 3) uint8 colours; what is no class is black."""
-    table = np.array(_colours(labels), dtype=np.uint8)
-    return table[np.minimum(mask_HW, len(table) - 1)]
+    table = np.array([*labels.palette, IGNORED_COLOUR], dtype=np.uint8)
+    is_class_HW = (mask_HW >= 0) & (mask_HW < len(labels))
+    return table[np.where(is_class_HW, mask_HW, np.intp(len(labels)))]
 
 
 def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> Image.Image:
     """Colours over the image: alpha 0 shows only the image, 1 only the colours."""
-    mixed = image_HWC * (1 - alpha) + colour_mask(mask_HW, labels) * alpha
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    H, W = mask_HW.shape
+    step = max(1, BLOCK_PIXELS // W)
+    mixed_HWC = np.empty((H, W, 3), dtype=np.uint8)
+    for top in range(0, H, step):
+        rows = slice(top, top + step)
+        mixed_HWC[rows] = (image_HWC[rows] * (1 - alpha) + colour_mask(mask_HW[rows], labels) * alpha).round()
+    return Image.fromarray(mixed_HWC)
 
 
 def legend(labels: LabelSet, classes: Sequence[int], width: int) -> Image.Image:
@@ -62,9 +70,3 @@ def panel(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image
     if footer:
         sheet.paste(footer, (0, sheet.height - footer.height))
     return sheet
-
-
-def _colours(labels: LabelSet) -> list[tuple[int, int, int]]:
-    """One colour for each possible index of an 8-bit mask, or for each class if there are more."""
-    rest = max(0, 256 - len(labels.palette))
-    return [*labels.palette, *[IGNORED_COLOUR] * rest]

@@ -8,12 +8,15 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import segzoo
+from segzoo.cli import _output_paths
 from segzoo.data import scenes
 
 
@@ -75,6 +78,8 @@ def test_list():
     assert "4,929,914" in text
     pretrained = json.loads(run("list", "--pretrained", "--json").stdout)
     assert [row["name"] for row in pretrained] == segzoo.list_pretrained()
+    assert "segzoo info NAME.TAG" in run("list", "--pretrained", "eft_t.*").stdout
+    assert "segzoo info" not in run("list", "--pretrained", "mit_b0.*").stdout
     refused(run("list", "nothing*"), "nothing*", "segzoo list")
 
 
@@ -109,6 +114,14 @@ def test_predict(scene, tmp_path):
         assert mask.size == (256, 128)
 
 
+def test_predict_with_several_views(scene, tmp_path):
+    assert run("predict", scene, "-o", tmp_path, "--scales", 0.5, 1, "--flip").returncode == 0
+    expected = segzoo.predict(segzoo.create_model("edaformer_t", pretrained=True), scene, scales=(0.5, 1), flip=True)
+    with Image.open(tmp_path / "street.png") as mask:
+        assert (np.asarray(mask) == expected.mask).mean() > 0.999  # another number of threads rounds otherwise
+    refused(run("predict", scene, "-o", tmp_path, "--scales", 0), "scales", "0.75")
+
+
 def test_predict_json(scene, tmp_path):
     result = run("predict", scene, "-o", tmp_path, "--json")
     assert result.returncode == 0, result.stderr
@@ -118,6 +131,36 @@ def test_predict_json(scene, tmp_path):
     python = segzoo.predict(segzoo.create_model("edaformer_t", pretrained=True), scene)
     with Image.open(image["mask"]) as mask:
         assert np.array_equal(np.asarray(mask), python.mask)
+
+
+def test_no_image_is_overwritten(scene, tmp_path):
+    for name in ("a.png", "b_overlay.png"):
+        (tmp_path / name).write_bytes(scene.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path)
+    result = run("predict", scene, "a.png", "-o", "link", cwd=tmp_path)
+    refused(result, "link/a.png is one of the images", "-o")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b_overlay.png", "link"]
+    with pytest.raises(segzoo.SegzooError, match="b_overlay.png is one of the images"):
+        _output_paths(["other/b.png", str(tmp_path / "b_overlay.png")], tmp_path)
+
+
+def test_output_names_are_distinct():
+    images = ["a.png", "a_overlay.png", "b/a.png", "b_overlay.png", "b.png"]
+    paths = _output_paths(images, Path("out"))
+    overlays = [path.with_name(f"{path.stem}_overlay.png") for path in paths]
+    assert len({*paths, *overlays}) == 2 * len(images)
+    assert [path.name for path in paths] == ["a.png", "a_overlay-2.png", "a-2.png", "b_overlay.png", "b-2.png"]
+
+
+def test_no_untrained_classifier_segments(scene, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "weights.safetensors"
+    save_file(segzoo.create_model("test_edaformer", num_classes=7).state_dict(), file)
+    refused(run("predict", scene, "-o", out, "--num-classes", 5), "--num-classes 5", "have 13 classes", "--checkpoint")
+    tiny = ("predict", scene, "-o", out, "--model", "test_edaformer", "--checkpoint", file)
+    refused(run(*tiny, "--num-classes", 5), "(7, 32, 1, 1)", "--num-classes")
+    assert not out.exists()
+    for _ in range(2):  # results of the same command may be overwritten
+        assert run(*tiny, "--num-classes", 7).returncode == 0
 
 
 class Malicious:

@@ -242,6 +242,18 @@ def test_card(tmp_path):
     assert (tmp_path / "m.png").is_file()
 
 
+def test_card_of_a_keypoint_model(tmp_path):
+    model = make("test_segformer_keypoints")
+    card = ModelCard.load(segzoo.save_pretrained(model, tmp_path) / "README.md")
+    assert card.data.pipeline_tag == "keypoint-detection"
+    assert card.data.tags == ["segzoo", "test_segformer_keypoints"]
+    assert f"a keypoint model of segzoo {segzoo.__version__}: {model.num_classes} keypoints" in card.text
+    code = re.search(r"```python\n(.*?)```", card.text, re.S)[1].replace("hf-hub:OWNER/NAME", f"local-dir:{tmp_path}")
+    names: dict = {}
+    exec("import numpy\n" + code.replace('"image.jpg"', "numpy.zeros((64, 96, 3), numpy.uint8)"), names)
+    assert names["xy"].shape == (model.num_classes, 2)
+
+
 @pytest.mark.parametrize("name", tiers(segzoo.list_pretrained()))
 def test_cards_of_every_row(name):
     """The header is valid and says no more than the row knows."""

@@ -247,6 +247,12 @@ def test_a_box_without_pixels_is_refused(box):
         predict_keypoints(BrightestPixel(), dot(5, 5), box=box)
 
 
+@pytest.mark.parametrize("box", [(0, 0, 10), (0, 0, 10, float("nan")), 7])
+def test_a_box_that_is_none_is_refused(box):
+    with pytest.raises(segzoo.SegzooError, match="box must be"):
+        predict_keypoints(BrightestPixel(), dot(5, 5), box=box)
+
+
 def test_prediction_keeps_the_mode_and_refuses_the_other_kind():
     model = tiny()
     found = predict_keypoints(model, dot(50, 50), resize=(64, 64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
+import pickle
 
 import numpy as np
 import pytest
@@ -17,8 +17,7 @@ from segzoo.preprocess import load_image, model_size, to_input
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return segzoo.create_model("test_edaformer").eval()
+    return make("test_edaformer")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +29,14 @@ def png(image: Image.Image, **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format=options.pop("format", "PNG"), **options)
     return stream.getvalue()
+
+
+KINDS = ["test_edaformer", "test_segvit"]  # one a kind of score
+
+
+def make(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return segzoo.create_model(name).eval()
 
 
 def opened(path) -> Image.Image:
@@ -192,9 +199,10 @@ def test_one_window_is_the_whole_image(model, photo):
     assert np.array_equal(slide.mask, bigger.mask)
 
 
-def test_sliding_window_averages_as_a_plain_loop_does(model, photo):
-    row = segzoo.models.PretrainedCfg()
-    x = to_input(photo, (60, 90), row, torch.zeros(1))
+@pytest.mark.parametrize("name", KINDS)
+def test_sliding_window_averages_as_a_plain_loop_does(name, photo):
+    model = make(name)
+    x = to_input(photo, (60, 90), segzoo.models.PretrainedCfg(), torch.zeros(1))
     total, count = torch.zeros(1, model.num_classes, 60, 90), torch.zeros(60, 90)
     with torch.no_grad():
         for y in (0, 20, 28):  # the last window ends at the border: 60 - 32
@@ -203,6 +211,59 @@ def test_sliding_window_averages_as_a_plain_loop_does(model, photo):
                 count[y : y + 32, left : left + 48] += 1
     result = segzoo.predict(model, photo, resize=(60, 90), mode="slide", crop=(32, 48), stride=(20, 30))
     torch.testing.assert_close(result.scores(), (total / count)[0])
+    assert np.array_equal(result.mask, result.scores().argmax(0))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_scores_of_a_whole_image_are_the_model_s(name, photo):
+    model = make(name)
+    x = to_input(photo, (60, 90), segzoo.models.PretrainedCfg(), torch.zeros(1))
+    result = segzoo.predict(model, photo, resize=(60, 90))
+    with torch.no_grad():
+        torch.testing.assert_close(result.scores(), model(x)[0])
+    assert (result.mask == result.scores().argmax(0).numpy()).mean() > 0.999  # products: up to rounding
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_views_average_as_a_plain_loop_does(name, mode, photo):
+    model = make(name)
+    options = {} if mode == "whole" else {"mode": mode, "crop": (640, 640), "stride": (64, 64)}
+    total, views = 0, []
+    for size in ((60, 90), (30, 45)):
+        x = to_input(photo, size, segzoo.models.PretrainedCfg(), torch.zeros(1))
+        views += [(x, False), (x.flip(-1), True)]
+    for x, mirrored in views:
+        with torch.no_grad():
+            scores = model(x) if mode == "slide" else model.forward_head(model.forward_features(x))
+            to_size = torch.nn.functional.interpolate if mode == "slide" else model.to_size
+            scores = to_size(scores, (60, 90), **({"mode": "bilinear"} if mode == "slide" else {}))
+        if model.score_kind == "logits":
+            scores = scores.softmax(1)
+        total = total + (scores.flip(-1) if mirrored else scores)
+    result = segzoo.predict(model, photo, resize=(60, 90), scales=(1.0, 0.5), flip=True, **options)
+    torch.testing.assert_close(result.scores(), (total / len(views))[0])
+    assert np.array_equal(result.mask, result.scores().argmax(0))
+
+
+def test_one_scale_keeps_the_kind_of_score(model, photo):
+    half = segzoo.predict(model, photo, resize=(60, 90), scales=[0.5])
+    assert torch.equal(half.scores(), segzoo.predict(model, photo, resize=(30, 45)).scores())
+
+
+def test_a_result_stands_alone(model, photo):
+    frame = photo.copy()
+    result = segzoo.predict(model, frame)
+    scores = result.scores()
+    frame[:] = 0
+    scores.sub_(scores.max())  # the caller's own, and no inference tensor
+    assert np.array_equal(result.image, photo)
+    assert result.scores().max() > scores.max() == 0
+    copy = pickle.loads(pickle.dumps(result))
+    assert np.array_equal(copy.mask, result.mask)
+    assert copy.labels == result.labels
+    with pytest.raises(segzoo.SegzooError, match="scores"):
+        copy.scores()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +272,11 @@ def test_sliding_window_averages_as_a_plain_loop_does(model, photo):
         ({"mode": "tiles"}, "'whole' or 'slide'"),
         ({"crop": (32, 32)}, "mode='slide'"),
         ({"mode": "slide", "crop": (32, 32), "stride": (64, 64)}, "stride <= crop"),
-        ({"mode": "slide", "crop": (32, 32), "stride": (0, 1)}, "stride"),
+        ({"mode": "slide", "crop": (32, 32), "stride": (0, 1)}, "stride must be"),
+        ({"mode": "slide", "crop": 32}, "crop must be"),
+        ({"scales": 1.0}, "scales must be"),
+        ({"scales": ()}, "scales must be"),
+        ({"scales": (1.0, 0.0)}, "scales must be"),
     ],
 )
 def test_wrong_options(model, photo, options, message):
@@ -268,10 +333,9 @@ def test_decompression_bomb(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     with pytest.raises(segzoo.SegzooError, match="decompression bomb"):
         segzoo.predict(model, path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # large, but no bomb: Pillow would only warn
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        segzoo.predict(model, path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # large, but no bomb: Pillow only warns
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert segzoo.predict(model, path).mask.shape == (60, 90)
 
 
 def test_the_others_of_a_list_are_still_processed(model, photo, tmp_path):
@@ -295,3 +359,15 @@ def test_no_partial_file_is_left(model, photo, tmp_path):
 def test_an_encoder_cannot_predict(photo):
     with pytest.raises(segzoo.SegzooError, match="no segmentation model"):
         segzoo.predict(segzoo.create_model("test_eft"), photo)
+
+
+def test_a_wrapped_model_is_pointed_out(model, photo):
+    with pytest.raises(segzoo.SegzooError, match=r"pass its \.module"):
+        segzoo.predict(torch.nn.DataParallel(model), photo)
+
+
+def test_a_window_that_the_row_s_stride_does_not_fit(photo):
+    row = {"test_mode": "slide", "crop": (64, 64), "stride": (48, 48)}
+    model = segzoo.create_model("test_edaformer", pretrained_cfg_overlay=row).eval()
+    with pytest.raises(segzoo.SegzooError, match="the stride of the weights row; give stride="):
+        segzoo.predict(model, photo, crop=(32, 32))

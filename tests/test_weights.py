@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 import pickle
 import re
 
@@ -54,6 +55,8 @@ def test_files(trained, tmp_path, suffix):
         lambda state: {"state_dict": fresh().state_dict(), "state_dict_ema": state, "epoch": 3},
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
         lambda state: {key: value.numpy() for key, value in state.items()},
     ],
 )
@@ -67,7 +70,36 @@ def test_a_checkpoint_with_the_options_of_its_training(trained, tmp_path):
     options = argparse.Namespace(model="test_edaformer", lr=1e-3, betas=(0.9, 0.999), resume=None)
     path = tmp_path / "checkpoint-3.pth.tar"
     torch.save({"epoch": 3, "state_dict": trained.state_dict(), "args": options}, path)
+    torch.serialization.add_safe_globals([argparse.Namespace])  # by the user, too: it stays
     assert same(segzoo.create_model("test_edaformer", checkpoint_path=path), trained)
+    assert argparse.Namespace in torch.serialization.get_safe_globals()
+
+
+def test_models_that_nothing_can_be_loaded_into(trained):
+    state = trained.state_dict()
+    for model, weights, message in (
+        (torch.nn.DataParallel(fresh()), state, r"not a DataParallel; pass its \.module"),
+        (torch.nn.Linear(2, 2), state, "a model from create_model, not a Linear$"),
+        (fresh(), None, "weights must be a file or a mapping.*not a NoneType"),
+    ):
+        with pytest.raises(segzoo.SegzooError, match=message):
+            segzoo.load_weights(model, weights)
+
+
+def test_a_model_on_the_meta_device_is_only_checked(trained, caplog):
+    with torch.device("meta"):
+        model = segzoo.create_model("test_edaformer")
+    segzoo.load_weights(model, trained.state_dict())
+    assert "test_edaformer is on the meta device: names and shapes fit, but nothing could be loaded" in caplog.text
+    caplog.clear()
+    segzoo.load_weights(model, model.state_dict())  # shapes for shapes: nothing is lost
+    assert not caplog.text
+
+
+def test_a_compiled_model_is_its_original(trained):
+    model = fresh()
+    segzoo.load_weights(torch.compile(model), torch.compile(trained).state_dict())
+    assert same(model, trained)
 
 
 def test_double_weights_lose_nothing():
@@ -171,6 +203,20 @@ def test_damaged_files(trained, tmp_path, suffix):
         segzoo.load_weights(fresh(), tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pdparams"])
+def test_files_that_cannot_be_read(suffix, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"whole")
+    with monkeypatch.context() as patch, pytest.raises(segzoo.SegzooError, match=r"cannot be read \(Permission denied"):
+        patch.setattr(pathlib.Path, "open", refuse)
+        segzoo.load_weights(fresh(), path)
+    with pytest.raises(segzoo.SegzooError, match=r"cannot be read \(File name too long"):
+        segzoo.load_weights(fresh(), tmp_path / f"{'x' * 300}{suffix}")
+
+
 def test_unpublished_rows_say_how_to_get_them():
     with pytest.raises(segzoo.SegzooError, match="edaformer_b.ade20k are not published.*Google Drive"):
         segzoo.create_model("edaformer_b", pretrained=True)
@@ -208,5 +254,38 @@ def test_overlay():
     with torch.device("meta"):
         model = segzoo.create_model("edaformer_t.ade20k", pretrained_cfg_overlay={"mean": (0.5, 0.5, 0.5)})
     assert model.pretrained_cfg.mean == (0.5, 0.5, 0.5)
-    with pytest.raises(segzoo.SegzooError, match="meen.*mean"):
-        segzoo.create_model("edaformer_t", pretrained_cfg_overlay={"meen": 1})
+    for overlay, message in (
+        ({"meen": 1}, "meen.*mean"),
+        ({"resize": "keep ratio"}, "resize of a weights row must be one of keep_ratio, exact, none, not 'keep ratio'"),
+        ({"test_mode": "tiles"}, "whole, slide, not 'tiles'"),
+        ({"state": "file"}, "bundled, hub, url, unpublished, not 'file'"),
+        ({"label_names": ("road", "road")}, "label_names must be 2 different names"),
+    ):
+        with pytest.raises(segzoo.SegzooError, match=message):
+            segzoo.create_model("test_edaformer", pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "wrong"),
+    [
+        ("test_edaformer", 1, 0),
+        ("test_rtformer", 1, 0),
+        ("test_segvit", 1, -1),
+        ("test_mit", 0, -1),
+        ("test_mit", 0, 2.5),
+    ],
+)
+def test_impossible_numbers_of_classes(name, least, wrong, tmp_path):
+    with pytest.raises(segzoo.SegzooError, match=f"num_classes of {name} must be .* at least {least}, not {wrong}"):
+        segzoo.create_model(name, num_classes=wrong)
+    assert segzoo.create_model(name, num_classes=least).num_classes == least
+    folder = segzoo.save_pretrained(segzoo.create_model(name), tmp_path)
+    with pytest.raises(segzoo.SegzooError, match=f"at least {least}, not {wrong}"):
+        segzoo.create_model(f"local-dir:{folder}", num_classes=wrong)
+
+
+def test_unknown_options_read_as_a_sentence():
+    with pytest.raises(segzoo.SegzooError, match="has no option 'zzz'; options: encoder, "):
+        segzoo.create_model("test_edaformer", zzz=1)
+    with pytest.raises(segzoo.SegzooError, match="'dropuot'; did you mean dropout[?] Options: encoder, "):
+        segzoo.create_model("test_edaformer", dropuot=1)

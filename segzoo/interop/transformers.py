@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .._errors import SegzooError
-from ..labels import generic_labels, load_labels
+from ..labels import generic_labels
 from ..layers.conv import FuseLevels
+from ..models._config import label_set
 from ..models._keys import Prefixed, Rename, Split, apply_rules
 from ..models.mit import MiT, MiTConfig
 from ..models.segformer import AllMLPDecoder, SegFormer
@@ -66,7 +67,7 @@ def to_transformers_config(model: nn.Module) -> dict[str, Any]:
     _check(model)
     cfg = model.cfg
     encoder: MiTConfig = cfg.encoder if isinstance(model, SegFormer) else cfg
-    names = _class_names(model)
+    names = (label_set(model.pretrained_cfg, model.num_classes) or generic_labels(model.num_classes)).classes
     config = {
         "model_type": "segformer",
         "architectures": ["SegformerForImageClassification"],
@@ -112,10 +113,3 @@ def _check(model: nn.Module) -> None:
         f"transformers cannot hold {name}: it needs a SegFormer with decoder='segformer', or a MiT with its ImageNet "
         "head, neither of them folded nor a keypoint model"
     )
-
-
-def _class_names(model: nn.Module) -> tuple[str, ...]:
-    row = model.pretrained_cfg
-    if row is not None and row.label_set is not None and row.num_classes == model.num_classes:
-        return load_labels(row.label_set).classes
-    return generic_labels(model.num_classes).classes

@@ -7,8 +7,8 @@ swallowed: it ends in a WeightsError that names the file and the way out, and th
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._errors import WeightsError
+from .._errors import SegzooError, WeightsError
 from ._keys import Drop, Layout, StateDict, apply_rules
 from ._pdparams import read_pdparams
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 # Where a training script puts the parameters in its checkpoint; a moving average of them is what it evaluates.
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
-PLAIN_CLASSES = [argparse.Namespace]  # timm's script saves its options beside the weights; it holds values, no code
+PREFIXES = ("module.", "_orig_mod.")  # of (Distributed)DataParallel and of torch.compile
+
+_log = logging.getLogger("segzoo")
 
 
 def load_weights(
@@ -47,20 +49,33 @@ def load_weights(
         weights: a file (.safetensors, .pth, .pt, .bin, .pdparams or a .zip with one .pdparams) or a mapping of names
             to tensors or arrays; segzoo's own names or an official layout that the family knows; may be wrapped as
             {"state_dict": ...}, {"model": ...} or timm's {"state_dict_ema": ...} (which wins over "state_dict"), and
-            prefixed with "module.".
+            prefixed with "module." or "_orig_mod.".
         renew_classifier: leave the classifier as it is if the checkpoint's has another number of classes.
         adapt_in_chans: fit the first convolution to the model's input channels: summed for one channel, else
             tiled and rescaled.
 
     Raises:
+        SegzooError: a wrapped model, or weights that are neither a file nor a mapping.
         WeightsError: names the file and the missing, left-over or mis-shaped keys; the model is unchanged.
     """
+    if not isinstance(weights, (str, Path, Mapping)):
+        raise SegzooError(f"weights must be a file or a mapping of names to tensors, not a {type(weights).__name__}")
+    model = getattr(model, "_orig_mod", model)  # of a compiled model, which shares its parameters
     target = getattr(model, "encoder", model) if not hasattr(model, "key_layouts") else model
+    if not hasattr(target, "key_layouts"):
+        inner = "; pass its .module" if hasattr(getattr(model, "module", None), "key_layouts") else ""
+        raise SegzooError(f"load_weights takes a model from create_model, not a {type(model).__name__}{inner}")
     own = target.state_dict()
     state = _fitted_state(target, own, weights, renew_classifier=renew_classifier, adapt_in_chans=adapt_in_chans)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+    if any(tensor.is_meta and not state[name].is_meta for name, tensor in own.items()):
+        _log.warning(
+            "%s is on the meta device: names and shapes fit, but nothing could be loaded; create it outside "
+            'torch.device("meta")',
+            target.name or type(target).__name__,
+        )
 
 
 def build_with_weights(build: Callable[[], Model], path: Path, *, keep_mapped: bool) -> Model:
@@ -162,24 +177,31 @@ def read_tensors(path: str | Path) -> StateDict:
 def read_state_dict(path: str | Path) -> StateDict:
     """Read a checkpoint file without executing anything in it; raises WeightsError naming the file."""
     path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"{path}: no such file; check the path, or use pretrained=True for published weights")
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory; name the weights file in it")
-    if path.stat().st_size == 0:
+    try:
+        if not path.exists():
+            raise WeightsError(f"{path}: no such file; check the path, or use pretrained=True for published weights")
+        if path.is_dir():
+            raise WeightsError(f"{path} is a directory; name the weights file in it")
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+    if empty:
         raise WeightsError(f"{path} is empty; download or copy it again")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix in (".pdparams", ".zip"):
             return read_pdparams(path)
+        # timm's script saves its options beside the weights, in a Namespace: it holds values, no code. It stays
+        # allowed, since undoing that is global, too: it would take away what the user or another thread has allowed.
+        torch.serialization.add_safe_globals([argparse.Namespace])
         # Mapped, so that what is not used (an optimizer's state) is never read; the old format cannot be mapped.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN_CLASSES):
-            warnings.simplefilter("ignore", UserWarning)  # about old pickle protocols, which load all the same
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (safetensors.SafetensorError, EOFError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no weights file ({error}); download or copy it again") from error
-    except pickle.UnpicklingError as error:
+    # The warning is torch's, of pickle protocols that it then refuses; raised where warnings are errors.
+    except (pickle.UnpicklingError, UserWarning) as error:
         raise WeightsError(
             f"{path} holds more than tensors or is damaged, so it was not unpickled and nothing in it was run; "
             f"get it as .safetensors, or re-save only its state dict with torch.save ({first_line(error)})"
@@ -195,8 +217,8 @@ def _unwrap(state: StateDict) -> StateDict:
     for wrapper in WRAPPERS:
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    while state and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
 
 
@@ -239,7 +261,10 @@ def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: n
     if problems:
         classes = ""
         if mis_shaped and not missing and not left_over:
-            classes = "; if only the classifier differs, pass num_classes= to create_model"
+            classes = (
+                "; if only the classifier differs, give the file's number of classes: num_classes= of create_model, or "
+                "--num-classes"
+            )
         name = getattr(model, "name", "") or type(model).__name__
         raise WeightsError(f"{source} does not fit {name}: {'; '.join(problems)}{classes}")
 

@@ -19,7 +19,7 @@ import torch
 
 from .._errors import SegzooError, WeightsError
 from .._version import __version__
-from ..labels import load_labels
+from ..labels import LabelSet, generic_labels, load_labels
 from ..layers.reduction import current_plan, entry_to_json, parse_entry, reduction_sites
 from ._pretrained import PretrainedCfg
 
@@ -116,14 +116,28 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
     return config
 
 
-def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
-    """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
+def label_set(row: PretrainedCfg | None, num_classes: int) -> LabelSet | None:
+    """Names and colours of the classes of a row's weights; None if it names no such number of classes."""
     labels = load_labels(row.label_set) if row and row.label_set else None
     if labels is not None and len(labels) == num_classes:
-        return {"palette": labels.name, "names": list(labels.classes)}
+        return labels
     if row and row.label_names and len(row.label_names) == num_classes:
-        return {"palette": None, "names": list(row.label_names)}
+        return dataclasses.replace(
+            generic_labels(num_classes),
+            title=f"{num_classes} classes",
+            classes=tuple(row.label_names),
+            source="the weights row",
+            notes="The names are those of the weights; the colours carry no meaning.",
+        )
     return None
+
+
+def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
+    """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
+    labels = label_set(row, num_classes)
+    if labels is None:
+        return None
+    return {"palette": labels.name if labels.name == row.label_set else None, "names": list(labels.classes)}
 
 
 def _dtype(model: Model) -> str:
@@ -237,8 +251,9 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     try:
         cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
-    except SegzooError as error:  # the config's own refusal
-        raise _InvalidError(f"segzoo.cfg: {error}") from None
+        row = None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg")
+    except SegzooError as error:  # the dataclass's own refusal
+        raise _InvalidError(str(error)) from None
     if type(cfg) is not type(_TEMPLATES[variant]):
         raise _InvalidError(f"segzoo.cfg is a {type(cfg).__name__}, but {variant} has another config")
     for key, value, expected in (
@@ -254,7 +269,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         name=name,
         cfg=cfg,
         dtype=getattr(torch, dtype),
-        pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
+        pretrained_cfg=row,
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
     )

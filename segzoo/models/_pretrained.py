@@ -5,16 +5,29 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .._errors import SegzooError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Of the fields of a row that have few values, these values.
+CHOICES = {
+    "state": ("bundled", "hub", "url", "unpublished"),
+    "resize": ("keep_ratio", "exact", "none"),
+    "test_mode": ("whole", "slide"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedCfg:
-    """One row of weights, and the preprocessing and test protocol that belong to them."""
+    """One row of weights, and the preprocessing and test protocol that belong to them.
+
+    Raises:
+        SegzooError: a value that `CHOICES` does not list, or two classes of one name.
+    """
 
     # Where the weights are.
-    state: str = "unpublished"  # "bundled" | "hub" | "url" | "unpublished"
+    state: str = "unpublished"  # one of CHOICES, as `resize` and `test_mode` are
     file: str | None = None  # bundled: file name in segzoo/weights; url: name in the cache where the URL has none
     hf_hub_id: str | None = None  # hub: repository, "org/name"
     hf_hub_filename: str | None = None  # hub: file in the repository; None = model.safetensors, then older formats
@@ -37,7 +50,7 @@ class PretrainedCfg:
     test_size: tuple[int, int] = (512, 2048)  # keep_ratio: (short side, long side) in pixels; exact: (H, W)
     test_min_side: int = 1  # keep_ratio: both sides have at least so many pixels, even if test_size is then exceeded
     size_divisor: int = 1  # both sides are rounded up to a multiple of it
-    test_mode: str = "whole"  # "whole" | "slide"
+    test_mode: str = "whole"
     crop: tuple[int, int] | None = None  # slide: window (H, W)
     stride: tuple[int, int] | None = None  # slide: step (H, W)
     # What they reached.
@@ -49,6 +62,15 @@ class PretrainedCfg:
     license_url: str | None = None
     commercial_use: bool | None = None  # None = unknown
     origin: str = ""  # paper or repository
+
+    def __post_init__(self) -> None:
+        for field, choices in CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise SegzooError(f"{field} of a weights row must be one of {', '.join(choices)}, not {value!r}")
+        names = self.label_names
+        if names is not None and len(set(names)) != len(names):
+            raise SegzooError(f"label_names must be {len(names)} different names, one a class, not {names}")
 
     @property
     def loadable(self) -> bool:

@@ -7,11 +7,12 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from .._errors import SegzooError, WeightsError
-from ._base import FeaturePyramid, Model, SegmentationModel
+from ._base import Encoder, FeaturePyramid, Model, SegmentationModel
 from ._checkpoint import build_with_weights, load_weights
 from ._config import read_config, register_configs
 from ._pretrained import PretrainedCfg
@@ -44,7 +45,7 @@ class Family:
     """What a family file registers."""
 
     name: str
-    build: Callable[[Any], Model]  # config -> model
+    build: Callable[[Any], Model]  # config -> model; of a family of encoders, their class
     variants: Mapping[str, Variant]
     pretrained: Mapping[str, Mapping[str, PretrainedCfg]]  # variant -> tag -> row; the first row is the default
 
@@ -98,7 +99,7 @@ def create_model(
             `push_to_hub`; they always come with their weights, dtype and reduction.
         pretrained: load the weights of the tag; without a tag, the first row whose weights can be loaded.
         checkpoint_path: local file to load instead: segzoo's own or an official one.
-        num_classes: other than the weights' number renews the classifier; 0 gives an encoder without head.
+        num_classes: other than the weights' number renews the classifier; an encoder with 0 has no head.
         in_chans: input channels, 3 unless a saved model has others; weights of the first convolution are summed (1)
             or tiled and rescaled (others).
         drop_path_rate: stochastic depth of the encoder's last block.
@@ -108,7 +109,8 @@ def create_model(
         **cfg_overrides: fields of the family's config; a dict replaces single fields of a nested config.
 
     Raises:
-        SegzooError: an unknown name, tag or option (the message lists the valid ones).
+        SegzooError: an unknown name, tag, option or value of a row's field (the message lists the valid ones), or a
+            number of classes that the model cannot have.
         WeightsError: weights that are not published, missing, corrupt or of another model.
     """
     if drop_path_rate is not None:
@@ -144,15 +146,14 @@ def _create_named(
     family = _VARIANTS[variant_name]
     variant = family.variants[variant_name]
     rows = family.pretrained.get(variant_name, {})
+    _check_num_classes(num_classes, variant_name)
     if pretrained and tag is None:
-        tag = next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
+        tag = _default_tag(rows)
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
     row = _overlay(rows[tag] if tag else next(iter(rows.values()), None), overlay)
 
-    trained_cfg = variant.cfg
-    if row is not None and tag is not None:
-        trained_cfg = _override(trained_cfg, {"num_classes": row.num_classes, **row.cfg_overrides}, variant_name)
+    trained_cfg = _trained_cfg(variant_name, row) if tag else variant.cfg
     cfg = _override(trained_cfg, cfg_overrides, variant_name)
     if pretrained and checkpoint_path is None:
         model = load_row(lambda: family.build(cfg), f"{variant_name}.{tag}", row, trained_cfg)
@@ -176,6 +177,7 @@ def _create_saved(
 ) -> Model:
     config, weights = saved_files(name)
     saved = read_config(config)
+    _check_num_classes(num_classes, saved.variant)
     row = _overlay(saved.pretrained_cfg, overlay)
     if row is not None:
         say_terms(name, row)
@@ -262,16 +264,12 @@ def model_info(name: str) -> ModelInfo:
     family = _VARIANTS[variant_name]
     variant = family.variants[variant_name]
     rows = family.pretrained.get(variant_name, {})
-    if tag is None:
-        tag = next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
-    cfg = variant.cfg
-    if tag is not None:
-        cfg = _override(cfg, {"num_classes": rows[tag].num_classes, **rows[tag].cfg_overrides}, variant_name)
+    tag = tag or _default_tag(rows)
     return ModelInfo(
         name=variant_name,
         tag=tag,
         family=family.name,
-        cfg=cfg,
+        cfg=_trained_cfg(variant_name, rows[tag]) if tag else variant.cfg,
         params=variant.params,
         published=variant.published,
         pretrained_cfg=rows.get(tag),
@@ -283,6 +281,28 @@ def variant_of(name: str) -> Variant:
     """The row of `VARIANTS` behind "variant" or "variant.tag"."""
     variant_name, _ = _parse_name(name)
     return _VARIANTS[variant_name].variants[variant_name]
+
+
+def _default_tag(rows: Mapping[str, PretrainedCfg]) -> str | None:
+    """The first whose weights can be loaded, else the first; None if there are none."""
+    return next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
+
+
+def _trained_cfg(variant_name: str, row: PretrainedCfg) -> Any:
+    """The variant's config with the classes and options that the row's weights were trained with."""
+    return _override(variant_of(variant_name).cfg, {"num_classes": row.num_classes, **row.cfg_overrides}, variant_name)
+
+
+def _check_num_classes(num_classes: int | None, variant_name: str) -> None:
+    build = _VARIANTS[variant_name].build
+    least = 0 if isinstance(build, type) and issubclass(build, Encoder) else 1
+    if num_classes is None:
+        return
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < least:
+        encoder = "; features_only=True gives its encoder alone" if least else ""
+        raise SegzooError(
+            f"num_classes of {variant_name} must be a whole number of at least {least}, not {num_classes!r}{encoder}"
+        )
 
 
 def _rows() -> Iterator[tuple[str, PretrainedCfg]]:
@@ -327,8 +347,8 @@ def _override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
     for name, value in overrides.items():
         if name not in valid:
             close = difflib.get_close_matches(name, [*valid, "num_classes", "features_only", "checkpoint_path"], n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SegzooError(f"{where} has no option {name!r}{hint} Options: {', '.join(valid)}")
+            hint = f"did you mean {close[0]}? Options" if close else "options"
+            raise SegzooError(f"{where} has no option {name!r}; {hint}: {', '.join(valid)}")
         nested = valid[name]
         if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
             value = _override(nested, value, f"{where}: {name}")
