@@ -56,3 +56,15 @@ def test_accuracy_table_is_the_measured_one():
         row = rows[preset]
         values = f"{float(row['miou']):.4f} | {float(row['small_class_miou']):.4f} | {float(row['gmacs']):.3f}"
         assert f"| {preset} | {values} | {float(row['time_ratio']):.2f} |" in README
+
+
+def test_merging_table_is_the_measured_one():
+    forms = [("materialised", "hq"), ("materialised", "fast"), ("fused", "none"), ("fused", "fast")]
+    forms += [("fused folded", "none"), ("fused folded", "hq"), ("fused folded", "fast")]
+    lines = re.findall(r"^\| (B\d), (\d+x\d+) \| (.*) \|$", README, flags=re.MULTILINE)
+    assert len(lines) >= 5
+    for size, pixels, values in lines:
+        path = ROOT / f"benchmarks/results/merging_segformer_{size.lower()}_{pixels}_infer_cpu1.csv"
+        with open(path, newline="") as file:
+            rows = {(row["implementation"], row["reduction"]): row for row in csv.DictReader(file)}
+        assert values.split(" | ") == [f"{float(rows[form]['speed_up_over_materialised']):.2f}" for form in forms]
