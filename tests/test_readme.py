@@ -68,3 +68,21 @@ def test_merging_table_is_the_measured_one():
         with open(path, newline="") as file:
             rows = {(row["implementation"], row["reduction"]): row for row in csv.DictReader(file)}
         assert values.split(" | ") == [f"{float(rows[form]['speed_up_over_materialised']):.2f}" for form in forms]
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("SegFormer-B0", "scenes_segformer_b0_256x512_cpu1"),
+        ("the same, input shrunk instead", "scenes_segformer_b0_256x512_x0.7_cpu1"),
+        ("the same, input shrunk instead", "scenes_segformer_b0_256x512_x0.5_cpu1"),
+        ("RTFormer-Slim, grid 12", "scenes_rtformer_slim_256x512_cpu1"),
+        ("SegViT-Small", "scenes_segvit_small_256x512_cpu1"),
+        ("the same, one third of the blocks", "scenes_segvit_small_256x512_cpu1"),
+    ],
+)
+def test_accuracies_of_short_trainings_are_the_measured_ones(line, file):
+    with open(ROOT / f"benchmarks/results/{file}.csv", newline="") as table:
+        measured = {f"{float(row['miou']):.4f}" for row in csv.DictReader(table)}
+    written = set(re.findall(r"0\.\d{4}", re.search(rf"^\| {line} \| (.*) \|$", README, flags=re.MULTILINE)[1]))
+    assert measured <= written or written <= measured
