@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     verb.add_argument("--resize", type=_positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")
     verb.add_argument("--mode", choices=("whole", "slide"), help="whole image or sliding window")
-    verb.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these sizes")
+    verb.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
     verb.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
     verb.add_argument("--alpha", type=float, default=0.5, help="strength of the overlay's colours, 0 to 1")
     verb.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
