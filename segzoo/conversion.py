@@ -86,7 +86,7 @@ def _save(model: Model, directory: Path, row: PretrainedCfg) -> Path:
     if any(tensor.is_meta for tensor in state.values()):
         raise SegzooError(f"{model.name or 'this model'} is on the meta device and has no weights to save")
     names = row.label_names
-    if names is not None and not (len(names) == len(set(names)) == model.num_classes):
+    if names is not None and len(names) != model.num_classes:
         raise SegzooError(f"label_names must be {model.num_classes} different names, one a class, not {names}")
     config = config_to_dict(model, row)
     _check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, read_config(config), "this model")

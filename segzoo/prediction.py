@@ -22,7 +22,7 @@ from .layers.shapes import resize as resize_map
 from .masks import class_map
 from .models._config import label_set
 from .models._pretrained import PretrainedCfg
-from .preprocess import ImageSource, describe, load_image, model_size, to_input
+from .preprocess import ImageSource, describe, load_image, model_size, pixel_pair, to_input
 from .visualize import overlay, palette_image
 
 
@@ -210,14 +210,17 @@ class _Walk:
             raise SegzooError(f"mode must be 'whole' or 'slide', not {self.mode!r}")
         if self.mode == "whole" and (crop is not None or stride is not None):
             raise SegzooError("crop and stride belong to mode='slide'")
-        self.crop = _pair("crop", crop) or self.row.crop or self.row.input_size
-        self.stride = _pair("stride", stride) or self.row.stride or tuple(max(1, side * 2 // 3) for side in self.crop)
+        self.crop = self.row.crop or self.row.input_size if crop is None else pixel_pair("crop", crop)
+        two_thirds = tuple(max(1, side * 2 // 3) for side in self.crop)
+        self.stride = self.row.stride or two_thirds if stride is None else pixel_pair("stride", stride)
         if any(s > c for s, c in zip(self.stride, self.crop, strict=True)):
             whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
             raise SegzooError(f"a window of {self.crop} cannot move by {self.stride}{whose}: stride <= crop is needed")
         if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
             raise SegzooError(f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), not {scales!r}")
-        self.views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        self.scales = scales
+        self.mirrored = (False, True) if flip else (False,)
+        self.num_views = len(self.scales) * len(self.mirrored)
 
     @torch.inference_mode()
     def __call__(self, source: ImageSource) -> Segmentation:
@@ -225,10 +228,10 @@ class _Walk:
         size = image_HWC.shape[:2]
         seen_size = model_size(size, self.row, self.resize)
         with _eval_mode(self.model):
-            if len(self.views) > 1 or self.mode == "slide":
+            if self.num_views > 1 or self.mode == "slide":
                 maker, head_output = _Scores, self.mean_of_views(image_HWC, seen_size)
             else:
-                maker, head_output = self.model, self.head_output(self.view(image_HWC, seen_size, *self.views[0]))
+                maker, head_output = self.model, self.head_output(self.input(image_HWC, seen_size, self.scales[0]))
             mask_BHW = class_map(maker, head_output, size)
         kept = _on_cpu(head_output)
         mask = mask_BHW[0].cpu().numpy()
@@ -241,12 +244,11 @@ class _Walk:
             _full_scores=lambda: maker.to_size(kept, size),
         )
 
-    def view(self, image_HWC: np.ndarray, seen_size: tuple[int, int], scale: float, mirrored: bool) -> Tensor:
-        """The model's input for one view."""
+    def input(self, image_HWC: np.ndarray, seen_size: tuple[int, int], scale: float) -> Tensor:
+        """The image as the model sees it at one scale."""
         divisor = self.row.size_divisor if self.resize is None else 1
         size = tuple(max(1, ceil(side * scale / divisor)) * divisor for side in seen_size) if scale != 1 else seen_size
-        x_BCHW = to_input(image_HWC, size, self.row, next(self.model.parameters()))
-        return x_BCHW.flip(-1) if mirrored else x_BCHW
+        return to_input(image_HWC, size, self.row, next(self.model.parameters()))
 
     def head_output(self, x_BCHW: Tensor) -> Any:
         return self.model.forward_head(self.model.forward_features(x_BCHW))
@@ -254,20 +256,24 @@ class _Walk:
     def mean_of_views(self, image_HWC: np.ndarray, seen_size: tuple[int, int]) -> Tensor:
         """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
         total_BKHW = None
-        for scale, mirrored in self.views:
-            x_BCHW = self.view(image_HWC, seen_size, scale, mirrored)
-            if self.mode == "slide":
-                scores_BKHW = resize_map(self.slide(x_BCHW), seen_size)
-            else:
-                scores_BKHW = self.model.to_size(self.head_output(x_BCHW), seen_size)
-            if len(self.views) == 1:
-                return scores_BKHW
-            if self.model.score_kind == "logits":
-                scores_BKHW = scores_BKHW.softmax(dim=1)
-            if mirrored:
-                scores_BKHW = scores_BKHW.flip(-1)
-            total_BKHW = scores_BKHW if total_BKHW is None else total_BKHW.add_(scores_BKHW)
-        return total_BKHW.div_(len(self.views))
+        for scale in self.scales:
+            x_BCHW = self.input(image_HWC, seen_size, scale)
+            for mirrored in self.mirrored:
+                scores_BKHW = self.scores(x_BCHW.flip(-1) if mirrored else x_BCHW, seen_size)
+                if self.num_views == 1:
+                    return scores_BKHW
+                if self.model.score_kind == "logits":
+                    scores_BKHW = scores_BKHW.softmax(dim=1)
+                if mirrored:
+                    scores_BKHW = scores_BKHW.flip(-1)
+                total_BKHW = scores_BKHW if total_BKHW is None else total_BKHW.add_(scores_BKHW)
+        return total_BKHW.div_(self.num_views)
+
+    def scores(self, x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """(1, K, *size) of one view."""
+        if self.mode == "slide":
+            return resize_map(self.slide(x_BCHW), size)
+        return self.model.to_size(self.head_output(x_BCHW), size)
 
     def slide(self, x_BCHW: Tensor) -> Tensor:
         """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
@@ -324,15 +330,6 @@ def _on_cpu(head_output: Any) -> Any:
     if isinstance(head_output, tuple) and hasattr(head_output, "_fields"):
         return type(head_output)(*map(_on_cpu, head_output))
     return head_output
-
-
-def _pair(option: str, sides: object) -> tuple[int, int] | None:
-    if sides is None:
-        return None
-    whole = isinstance(sides, (list, tuple)) and all(isinstance(side, int) and side >= 1 for side in sides)
-    if not whole or len(sides) != 2:
-        raise SegzooError(f"{option} must be (H, W) in pixels, both at least 1, not {sides!r}")
-    return tuple(sides)
 
 
 def _box(box: object) -> Sequence[float]:

@@ -144,13 +144,22 @@ def _from_array(array: np.ndarray, in_chans: int) -> np.ndarray:
     raise ImageError(f"an image array must be (H, W, {in_chans}) for this model, not {array.shape}{hint}")
 
 
+def pixel_pair(option: str, value: object) -> tuple[int, int]:
+    """An option that is (H, W) in whole pixels, Python's or NumPy's; refused by its name if it is none."""
+
+    def is_whole(side: object) -> bool:
+        return isinstance(side, numbers.Real) and not isinstance(side, bool) and side % 1 == 0
+
+    sides = tuple(value) if isinstance(value, Iterable) else ()
+    if len(sides) != 2 or not all(is_whole(side) and side >= 1 for side in sides):
+        raise SegzooError(f"{option} must be (H, W) in pixels, both at least 1, not {value!r}")
+    return int(sides[0]), int(sides[1])
+
+
 def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[int, int] | None) -> tuple[int, int]:
     """(H, W) at which the model sees an image of `image_size` by the row's resize rule, or exactly `resize`."""
     if resize is not None:
-        sides = tuple(resize) if isinstance(resize, Iterable) else ()
-        if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
-            raise SegzooError(f"resize must be (H, W) in pixels, both at least 1, not {resize!r}")
-        return int(sides[0]), int(sides[1])
+        return pixel_pair("resize", resize)
     if row.resize == "exact":
         return row.test_size
     H, W = image_size
@@ -160,10 +169,6 @@ def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[in
         H, W = max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
     divisor = row.size_divisor
     return math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, numbers.Real) and not isinstance(number, bool) and number % 1 == 0
 
 
 def to_input(image_HWC: np.ndarray, size: tuple[int, int], row: PretrainedCfg, like: Tensor) -> Tensor:

@@ -397,6 +397,7 @@ def edited(tmp_path: Path, edit) -> Path:
         (lambda c: c["segzoo"].update(in_chans=1), "in_chans is 1, but segzoo.cfg says 3"),
         (lambda c: c["segzoo"].update(pretrained_cfg={"url": "http://x"}), "unknown field 'url'"),
         (lambda c: c["segzoo"].update(pretrained_cfg={"crop": [1]}), "pretrained_cfg.crop is"),
+        (lambda c: c["segzoo"].update(pretrained_cfg={"resize": "no"}), "segzoo.pretrained_cfg: resize .*not 'no'"),
         (lambda c: c["segzoo"].update(reduction=3), "reduction is 3, not a plan"),
         (lambda c: c["segzoo"].update(reduction={"encoder.0": "x"}), "segzoo.reduction: encoder.0"),
         (lambda c: c["segzoo"].update(reduction={"encoder.7": 2}), "encoder.7"),

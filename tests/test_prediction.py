@@ -195,6 +195,8 @@ def test_one_window_is_the_whole_image(model, photo):
     slide = segzoo.predict(model, photo, resize=(64, 96), mode="slide", crop=(64, 96), stride=(64, 96))
     bigger = segzoo.predict(model, photo, resize=(64, 96), mode="slide", crop=(640, 960), stride=(64, 96))
     # Two resizes here (to the input's size, then to the image's) against one: scores differ a little at most.
+    numpy_s = segzoo.predict(model, photo, resize=(64, 96), mode="slide", crop=np.array((64, 96)), stride=(64, 96))
+    assert np.array_equal(slide.mask, numpy_s.mask)
     assert (whole.mask == slide.mask).mean() > 0.97
     assert np.array_equal(slide.mask, bigger.mask)
 

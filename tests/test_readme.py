@@ -19,6 +19,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+def measured(name: str) -> list[dict[str, str]]:
+    with open(ROOT / f"benchmarks/results/{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(scenes.render(seed=4_000_000, size=(128, 256))[0]).save("street.jpg")
@@ -49,9 +54,7 @@ def test_links_lead_somewhere(file):
 
 
 def test_accuracy_table_is_the_measured_one():
-    path = ROOT / "benchmarks/results/scenes_edaformer_t.scenes_256x512_cpu1.csv"
-    with open(path, newline="") as file:
-        rows = {row["reduction"]: row for row in csv.DictReader(file)}
+    rows = {row["reduction"]: row for row in measured("scenes_edaformer_t.scenes_256x512_cpu1")}
     for preset in ("base", "decoder", "optimal", "fast"):
         row = rows[preset]
         values = f"{float(row['miou']):.4f} | {float(row['small_class_miou']):.4f} | {float(row['gmacs']):.3f}"
@@ -64,9 +67,8 @@ def test_merging_table_is_the_measured_one():
     lines = re.findall(r"^\| (B\d), (\d+x\d+) \| (.*) \|$", README, flags=re.MULTILINE)
     assert len(lines) >= 5
     for size, pixels, values in lines:
-        path = ROOT / f"benchmarks/results/merging_segformer_{size.lower()}_{pixels}_infer_cpu1.csv"
-        with open(path, newline="") as file:
-            rows = {(row["implementation"], row["reduction"]): row for row in csv.DictReader(file)}
+        table = measured(f"merging_segformer_{size.lower()}_{pixels}_infer_cpu1")
+        rows = {(row["implementation"], row["reduction"]): row for row in table}
         assert values.split(" | ") == [f"{float(rows[form]['speed_up_over_materialised']):.2f}" for form in forms]
 
 
@@ -82,7 +84,6 @@ def test_merging_table_is_the_measured_one():
     ],
 )
 def test_accuracies_of_short_trainings_are_the_measured_ones(line, file):
-    with open(ROOT / f"benchmarks/results/{file}.csv", newline="") as table:
-        measured = {f"{float(row['miou']):.4f}" for row in csv.DictReader(table)}
+    found = {f"{float(row['miou']):.4f}" for row in measured(file)}
     written = set(re.findall(r"0\.\d{4}", re.search(rf"^\| {line} \| (.*) \|$", README, flags=re.MULTILINE)[1]))
-    assert measured <= written or written <= measured
+    assert found <= written or written <= found

@@ -165,8 +165,10 @@ def to_own_layout(model: Model, state: StateDict) -> StateDict:
 
 def find_layout(model: Model, state: StateDict) -> Layout | None:
     """The official layout that a checkpoint is in; None if its keys are the model's own, or unknown."""
-    own = model.state_dict().keys()
-    return next((layout for layout in model.key_layouts if layout.matches(state) and not state.keys() <= own), None)
+    layout = next((layout for layout in model.key_layouts if layout.matches(state)), None)
+    if layout is None or state.keys() <= model.state_dict().keys():
+        return None
+    return layout
 
 
 def read_tensors(path: str | Path) -> StateDict:

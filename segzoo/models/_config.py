@@ -249,11 +249,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
     if dtype not in DTYPES:
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    try:
-        cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
-        row = None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg")
-    except SegzooError as error:  # the dataclass's own refusal
-        raise _InvalidError(str(error)) from None
+    cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
     if type(cfg) is not type(_TEMPLATES[variant]):
         raise _InvalidError(f"segzoo.cfg is a {type(cfg).__name__}, but {variant} has another config")
     for key, value, expected in (
@@ -269,7 +265,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         name=name,
         cfg=cfg,
         dtype=getattr(torch, dtype),
-        pretrained_cfg=row,
+        pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
     )
@@ -304,7 +300,11 @@ def _fields_from_json(kind: type, values: Any, where: str) -> Any:
     unknown = [name for name in values if name not in hints or (kind is PretrainedCfg and name in SOURCE_FIELDS)]
     if unknown:
         raise _InvalidError(f"{where} has an unknown field {unknown[0]!r}")
-    return kind(**{name: _value_from_json(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    fields = {name: _value_from_json(value, hints[name], f"{where}.{name}") for name, value in values.items()}
+    try:
+        return kind(**fields)
+    except SegzooError as error:  # the dataclass's own refusal
+        raise _InvalidError(f"{where}: {error}") from None
 
 
 def _value_from_json(value: Any, hint: Any, where: str) -> Any:
