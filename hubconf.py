@@ -10,10 +10,10 @@ import functools
 dependencies = ["torch", "timm", "safetensors", "huggingface_hub", "numpy", "PIL"]
 
 # Names with an underscore are no entry points of torch.hub.
-from segzoo.models import create_model as _create_model  # noqa: E402
-from segzoo.models import list_models as _list_models  # noqa: E402
-from segzoo.models import list_pretrained as _list_pretrained  # noqa: E402
-from segzoo.models._registry import variant_of as _variant_of  # noqa: E402
+from segzoo.zoo import create_model as _create_model  # noqa: E402
+from segzoo.zoo import list_models as _list_models  # noqa: E402
+from segzoo.zoo import list_pretrained as _list_pretrained  # noqa: E402
+from segzoo.zoo.names import variant_of as _variant_of  # noqa: E402
 
 
 def _entry_point(name):

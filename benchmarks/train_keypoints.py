@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import segzoo
 from segzoo.data.car_corners import KEYPOINTS, car_crops
 from segzoo.keypoints import decode_heatmaps, pck
-from segzoo.models._pretrained import IMAGENET_MEAN, IMAGENET_STD
+from segzoo.models.rows import IMAGENET_MEAN, IMAGENET_STD
 from segzoo.training.losses import HeatmapLoss
 
 FIRST_HELD_OUT_SEED = 1_000_000  # training seeds stay below, evaluation seeds at or above

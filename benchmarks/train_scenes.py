@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import segzoo
 from segzoo.data import scenes
-from segzoo.models._pretrained import IMAGENET_MEAN, IMAGENET_STD
+from segzoo.models.rows import IMAGENET_MEAN, IMAGENET_STD
 from segzoo.training.losses import ATMLoss
 
 SIZE = (256, 512)

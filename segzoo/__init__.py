@@ -11,14 +11,14 @@ from typing import Any
 from ._version import __version__
 
 _HOMES = {
-    "create_model": "models",
-    "list_models": "models",
-    "list_pretrained": "models",
-    "load_weights": "models",
-    "model_info": "models",
-    "inference_reduction": "layers.reduction",
-    "reduction_sites": "layers.reduction",
-    "set_inference_reduction": "layers.reduction",
+    "create_model": "zoo",
+    "list_models": "zoo",
+    "list_pretrained": "zoo",
+    "load_weights": "zoo",
+    "model_info": "zoo",
+    "inference_reduction": "plans",
+    "reduction_sites": "plans",
+    "set_inference_reduction": "plans",
     "Pool": "layers.reduction",
     "OverlapPool": "layers.reduction",
     "Bipartite": "layers.reduction",
@@ -26,10 +26,10 @@ _HOMES = {
     "Neighbour2d": "layers.reduction",
     "cost": "costing",
     "fold": "folding",
-    "push_to_hub": "conversion",
-    "save_pretrained": "conversion",
+    "push_to_hub": "sharing",
+    "save_pretrained": "sharing",
     "predict": "prediction",
-    "Segmentation": "prediction",
+    "Segmentation": "results",
     "SegzooError": "_errors",
 }
 

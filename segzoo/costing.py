@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ._errors import SegzooError
-from .layers.reduction import NEUTRAL, Plan, Reduction, current_plan, entry_to_text
+from .layers.reduction import NEUTRAL, Reduction, entry_to_text
+from .plans import Plan, current_plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._errors import ImageError, SegzooError
 
 if TYPE_CHECKING:
-    from .models._pretrained import PretrainedCfg
+    from .models.rows import PretrainedCfg
 
 ImageSource = str | Path | bytes | bytearray | memoryview | io.BytesIO | Image.Image | np.ndarray
 

@@ -22,13 +22,13 @@ from timm.models import PretrainedCfg as TimmCfg
 from timm.models._hub import load_model_config_from_path
 
 import segzoo
-from segzoo.conversion import _trace, convert, publish
 from segzoo.labels import load_labels
-from segzoo.layers.reduction import current_plan, reduction_sites
 from segzoo.models import SegmentationModel
-from segzoo.models._config import config_to_dict, read_config
-from segzoo.models._keys import Concat, Drop, Prefixed, Rename, Split
+from segzoo.models.keys import Concat, Drop, Prefixed, Rename, Split
 from segzoo.models.vit import MMSEG_RULES
+from segzoo.plans import current_plan, reduction_sites
+from segzoo.sharing import _trace, convert, publish
+from segzoo.zoo.config import config_to_dict, read_config
 
 TINY = segzoo.list_models("test_*")
 SMALL = ("test_", "eft_t", "edaformer_t", "mit_b0", "segformer_b0", "rtformer_slim", "segvit_base")
@@ -257,7 +257,7 @@ def test_card_of_a_keypoint_model(tmp_path):
 @pytest.mark.parametrize("name", tiers(segzoo.list_pretrained()))
 def test_cards_of_every_row(name):
     """The header is valid and says no more than the row knows."""
-    from segzoo.conversion import model_card
+    from segzoo.sharing import model_card
 
     with torch.device("meta"):
         model = segzoo.create_model(name)
@@ -344,7 +344,7 @@ def test_nothing_is_left_by_halves(failing, tmp_path, monkeypatch):
     old = make()
     segzoo.save_pretrained(old, tmp_path / "old")
     if failing == "safetensors":
-        monkeypatch.setattr("segzoo.conversion.save_file", raiser(OSError(28, "No space left on device")))
+        monkeypatch.setattr("segzoo.sharing.save_file", raiser(OSError(28, "No space left on device")))
     elif failing == "config":
         monkeypatch.setattr(Path, "write_text", raiser(OSError(28, "No space left on device")))
     else:

@@ -23,7 +23,7 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import save
 
 import segzoo
-from segzoo.models import model_info
+from segzoo.zoo import model_info
 
 COMMIT = "c0ffee" + "0" * 34
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import segzoo
 from segzoo.models import Encoder, FeaturePyramid, SegmentationModel
-from segzoo.models._registry import variant_of
+from segzoo.zoo.names import variant_of
 
 TINY = segzoo.list_models("test_*")
 FULL = segzoo.list_models(exclude_filters="test_*")

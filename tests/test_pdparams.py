@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from segzoo.models._checkpoint import WeightsError, read_state_dict
-from segzoo.models._pdparams import _Unpickler, read_pdparams
+from segzoo.zoo.checkpoint import WeightsError, read_state_dict
+from segzoo.zoo.pdparams import _Unpickler, read_pdparams
 
 RAN = "ran"  # file name that a malicious pickle would create
 

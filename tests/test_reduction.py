@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 import segzoo
 from segzoo import Bipartite, Neighbour1d, Neighbour2d, OverlapPool, Pool
-from segzoo.layers.reduction import GridReduction, KeyValueReduction, QueryReduction, current_plan
+from segzoo.layers.reduction import GridReduction, KeyValueReduction, QueryReduction
+from segzoo.plans import current_plan
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch import nn
 
 import segzoo
 from segzoo import SegzooError
-from segzoo.models._registry import variant_of
 from segzoo.models.rtformer import CrossResolutionAttention, GPUFriendlyAttention
+from segzoo.zoo.names import variant_of
 
 # golden file -> (name, channel strides of the stored logits, low logits and auxiliary logits)
 GOLDENS = {

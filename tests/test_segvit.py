@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segzoo
 from segzoo._errors import WeightsError
-from segzoo.models._checkpoint import to_own_layout
-from segzoo.models._keys import apply_rules
+from segzoo.models.keys import apply_rules
 from segzoo.models.segvit import SWIN_RULES, Swin, SwinConfig
 from segzoo.models.vit import ImageMaps
 from segzoo.prediction import windows
 from segzoo.training.losses import ATMLoss
+from segzoo.zoo.checkpoint import to_own_layout
 
 GOLDENS = {
     "segvit_b_ade_s128": ("segvit_base", {"img_size": (128, 128)}),

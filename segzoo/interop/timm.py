@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from .._errors import SegzooError, WeightsError
 from ..layers.init import init_weights
-from ..models import create_model, eft, mit
-from ..models._base import BlockSequence, PyramidEncoder
-from ..models._checkpoint import to_own_layout
-from ..models._keys import Layout
-from ..models._pretrained import PretrainedCfg as WeightsRow
+from ..models import eft, mit
+from ..models.base import BlockSequence, PyramidEncoder
+from ..models.keys import Layout
+from ..models.rows import PretrainedCfg as WeightsRow
+from ..zoo.checkpoint import to_own_layout
+from ..zoo.recipe import create_model
 
 __all__ = ["MODELS", "TimmEncoder"]  # timm adds the names that it registers
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .._errors import SegzooError
 from ..labels import generic_labels
 from ..layers.conv import FuseLevels
-from ..models._config import label_set
-from ..models._keys import Prefixed, Rename, Split, apply_rules
+from ..models.keys import Prefixed, Rename, Split, apply_rules
 from ..models.mit import MiT, MiTConfig
+from ..models.rows import label_set
 from ..models.segformer import AllMLPDecoder, SegFormer
 
 _ENCODER_RULES = (

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import BlockSequence, EncoderDecoder
-from ._keys import Drop, Layout, Prefixed, Rename, Squeeze
-from ._pretrained import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
-from ._registry import Family, PublishedCost, Variant, register_family
+from .base import BlockSequence, EncoderDecoder
 from .eft import EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
+from .family import Family, PublishedCost, Variant, register_family
+from .keys import Drop, Layout, Prefixed, Rename, Squeeze
 from .mit import MIT_B0, MiTConfig
+from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ from ..layers.attention import attend
 from ..layers.mlp import ConvMlp
 from ..layers.patch_embed import OverlapPatchEmbed
 from ..layers.reduction import KeyValueReduction, QueryReduction
-from ._base import PyramidEncoder, Stage
-from ._keys import Layout, Rename, Squeeze
-from ._pretrained import PretrainedCfg
-from ._registry import Family, PublishedCost, Variant, register_family
+from .base import PyramidEncoder, Stage
+from .family import Family, PublishedCost, Variant, register_family
+from .keys import Layout, Rename, Squeeze
+from .rows import PretrainedCfg
 
 
 @dataclasses.dataclass(frozen=True)

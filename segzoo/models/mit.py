@@ -25,10 +25,10 @@ from ..layers.mlp import ConvMlp
 from ..layers.patch_embed import OverlapPatchEmbed
 from ..layers.reduction import Bipartite, KeyValueReduction, Neighbour2d, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import PyramidEncoder, Stage
-from ._keys import Concat, Layout, Prefixed, Rename, Split, Squeeze
-from ._pretrained import PretrainedCfg
-from ._registry import Family, Variant, register_family
+from .base import PyramidEncoder, Stage
+from .family import Family, Variant, register_family
+from .keys import Concat, Layout, Prefixed, Rename, Split, Squeeze
+from .rows import PretrainedCfg
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,10 +35,10 @@ from ..layers.mlp import ConvMlp
 from ..layers.norm_folding import fold_norm_before, scale_and_shift
 from ..layers.reduction import GridReduction
 from ..layers.shapes import resize, to_channels_first, to_channels_last
-from ._base import BlockSequence, Encoder, SegmentationModel, fresh_conv_classifier
-from ._keys import Drop, Layout, Rename, Squeeze
-from ._pretrained import PretrainedCfg
-from ._registry import Family, PublishedCost, Variant, register_family
+from .base import BlockSequence, Encoder, SegmentationModel, fresh_conv_classifier
+from .family import Family, PublishedCost, Variant, register_family
+from .keys import Drop, Layout, Rename, Squeeze
+from .rows import PretrainedCfg
 
 LOW_ATTENTION = ("gpu_friendly", "external", "multi_head")
 HIGH_ATTENTION = ("cross", *LOW_ATTENTION)

@@ -27,10 +27,9 @@ from .._errors import SegzooError, WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import Encoder, EncoderDecoder
-from ._keys import Drop, Layout, Prefixed, Rename, StateDict
-from ._pretrained import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
-from ._registry import Family, PublishedCost, Variant, register_family
+from .base import Encoder, EncoderDecoder
+from .family import Family, PublishedCost, Variant, register_family
+from .keys import Drop, Layout, Prefixed, Rename, StateDict
 from .mit import (
     HUB_RULES,
     MIT_B0,
@@ -47,6 +46,7 @@ from .mit import (
     MiT,
     MiTConfig,
 )
+from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
 
 
 @dataclasses.dataclass(frozen=True)

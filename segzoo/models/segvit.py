@@ -30,10 +30,10 @@ from .._errors import SegzooError
 from ..layers.attention import attend
 from ..layers.init import init_weights
 from ..layers.shapes import resize, resize_image_part, to_channels_last
-from ._base import Encoder, SegmentationModel
-from ._keys import Drop, Layout, Prefixed, Rename, Split, StateDict
-from ._pretrained import PretrainedCfg
-from ._registry import Family, PublishedCost, Variant, register_family
+from .base import Encoder, SegmentationModel
+from .family import Family, PublishedCost, Variant, register_family
+from .keys import Drop, Layout, Prefixed, Rename, Split, StateDict
+from .rows import PretrainedCfg
 from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, check_stages, fit_grid, grid_of, pad_to_multiple, resize_grid
 
 

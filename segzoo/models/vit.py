@@ -29,8 +29,8 @@ from ..layers.attention import attend
 from ..layers.init import init_weights
 from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
-from ._base import BlockSequence, Encoder
-from ._keys import Drop, Layout, Rename, StateDict
+from .base import BlockSequence, Encoder
+from .keys import Drop, Layout, Rename, StateDict
 
 
 @dataclasses.dataclass(frozen=True)

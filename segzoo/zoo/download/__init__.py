@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._errors import WeightsError
-from .._version import __version__
-from ._checkpoint import build_with_weights, first_line
-from ._config import read_config
+from ..._errors import WeightsError
+from ..._version import __version__
+from ..checkpoint import build_with_weights, first_line
+from ..config import read_config
 
 if TYPE_CHECKING:
-    from ._base import Model
-    from ._pretrained import PretrainedCfg
+    from ...models.base import Model
+    from ...models.rows import PretrainedCfg
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # tried in this order where a row names no file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SegzooError, WeightsError
-from ._keys import Drop, Layout, StateDict, apply_rules
-from ._pdparams import read_pdparams
+from ..models.keys import Drop, Layout, StateDict, apply_rules
+from .pdparams import read_pdparams
 
 if TYPE_CHECKING:
-    from ._base import FeaturePyramid, Model
+    from ..models.base import FeaturePyramid, Model
 
 # Where a training script puts the parameters in its checkpoint; a moving average of them is what it evaluates.
 WRAPPERS = ("state_dict_ema", "state_dict", "model")

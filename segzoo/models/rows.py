@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from .._errors import SegzooError
+from ..labels import LabelSet, generic_labels, load_labels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,3 +106,27 @@ MMSEG_CITYSCAPES = PretrainedCfg(
     stride=(768, 768),
     miou_protocol="single scale, sliding window 1024 stride 768",
 )
+
+
+def label_set(row: PretrainedCfg | None, num_classes: int) -> LabelSet | None:
+    """Names and colours of the classes of a row's weights; None if it names no such number of classes."""
+    labels = load_labels(row.label_set) if row and row.label_set else None
+    if labels is not None and len(labels) == num_classes:
+        return labels
+    if row and row.label_names and len(row.label_names) == num_classes:
+        return dataclasses.replace(
+            generic_labels(num_classes),
+            title=f"{num_classes} classes",
+            classes=tuple(row.label_names),
+            source="the weights row",
+            notes="The names are those of the weights; the colours carry no meaning.",
+        )
+    return None
+
+
+def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
+    """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
+    labels = label_set(row, num_classes)
+    if labels is None:
+        return None
+    return {"palette": labels.name if labels.name == row.label_set else None, "names": list(labels.classes)}

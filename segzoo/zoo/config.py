@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +17,14 @@ import torch
 
 from .._errors import SegzooError, WeightsError
 from .._version import __version__
-from ..labels import LabelSet, generic_labels, load_labels
-from ..layers.reduction import current_plan, entry_to_json, parse_entry, reduction_sites
-from ._pretrained import PretrainedCfg
+from ..layers.reduction import entry_to_json, parse_entry
+from ..models.config import choices, describe, fits, type_hints
+from ..models.family import FAMILIES, VARIANTS
+from ..models.rows import PretrainedCfg, label_names
+from ..plans import current_plan, reduction_sites
 
 if TYPE_CHECKING:
-    from ._base import Model
+    from ..models.base import Model
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -35,9 +35,6 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 SOURCE_FIELDS = frozenset(
     ("state", "file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "sha256", "size", "how_to_get")
 ) | {"cfg_overrides"}
-
-_TEMPLATES: dict[str, Any] = {}  # variant name -> its config
-_TYPES: dict[str, type] = {}  # name of a config's class -> the class, nested ones included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +53,20 @@ class SavedConfig:
         return self.name.partition(".")[0]
 
 
-def register_configs(templates: Mapping[str, Any]) -> None:
-    """Make the configs of variants known, {variant name: config}, so that saved ones can be rebuilt."""
-    _TEMPLATES.update(templates)
-    for template in templates.values():
-        _register_type(template)
+def _config_types() -> dict[str, type]:
+    """The classes of all configs that a registered variant uses, nested ones included, by name."""
+    types: dict[str, type] = {}
 
+    def add(cfg: Any) -> None:
+        types[type(cfg).__name__] = type(cfg)
+        for field in dataclasses.fields(cfg):
+            if dataclasses.is_dataclass(value := getattr(cfg, field.name)):
+                add(value)
 
-def _register_type(cfg: Any) -> None:
-    _TYPES[type(cfg).__name__] = type(cfg)
-    for field in dataclasses.fields(cfg):
-        if dataclasses.is_dataclass(value := getattr(cfg, field.name)):
-            _register_type(value)
+    for family in FAMILIES.values():
+        for variant in family.variants.values():
+            add(variant.cfg)
+    return types
 
 
 # --- to JSON --------------------------------------------------------------------------------------------------------
@@ -83,7 +82,7 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
         SegzooError: a model that has no name, mixes dtypes, or has options that JSON cannot hold.
     """
     variant = model.name.partition(".")[0]
-    if variant not in _TEMPLATES:
+    if variant not in VARIANTS:
         raise SegzooError(f"this {type(model).__name__} has no registered name; build it with segzoo.create_model")
     row = row or model.pretrained_cfg
     plan = current_plan(model)
@@ -114,30 +113,6 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
     if read_config(json.loads(text)).cfg != model.cfg:
         raise SegzooError(f"{model.name} has options that do not come back from config.json unchanged: {model.cfg}")
     return config
-
-
-def label_set(row: PretrainedCfg | None, num_classes: int) -> LabelSet | None:
-    """Names and colours of the classes of a row's weights; None if it names no such number of classes."""
-    labels = load_labels(row.label_set) if row and row.label_set else None
-    if labels is not None and len(labels) == num_classes:
-        return labels
-    if row and row.label_names and len(row.label_names) == num_classes:
-        return dataclasses.replace(
-            generic_labels(num_classes),
-            title=f"{num_classes} classes",
-            classes=tuple(row.label_names),
-            source="the weights row",
-            notes="The names are those of the weights; the colours carry no meaning.",
-        )
-    return None
-
-
-def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
-    """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
-    labels = label_set(row, num_classes)
-    if labels is None:
-        return None
-    return {"palette": labels.name if labels.name == row.label_set else None, "names": list(labels.classes)}
 
 
 def _dtype(model: Model) -> str:
@@ -242,15 +217,15 @@ def _read_json(path: Path) -> Any:
 def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedConfig:
     name, dtype, row = block.get("name"), block.get("dtype"), block.get("pretrained_cfg")
     variant = name.partition(".")[0] if isinstance(name, str) else name
-    if not isinstance(variant, str) or variant not in _TEMPLATES:
-        close = difflib.get_close_matches(str(variant), _TEMPLATES, n=3)
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        close = difflib.get_close_matches(str(variant), VARIANTS, n=3)
         raise _InvalidError(f"unknown model {variant!r}" + (f" (did you mean {', '.join(close)}?)" if close else ""))
     if config.get("architecture") != variant:
         raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
     if dtype not in DTYPES:
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
-    if type(cfg) is not type(_TEMPLATES[variant]):
+    if type(cfg) is not type(VARIANTS[variant].variants[variant].cfg):
         raise _InvalidError(f"segzoo.cfg is a {type(cfg).__name__}, but {variant} has another config")
     for key, value, expected in (
         ("num_classes", config.get("num_classes"), cfg.num_classes),
@@ -287,16 +262,17 @@ def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
 
 def _cfg_from_json(value: Any, where: str) -> Any:
     kind = value.get("type") if isinstance(value, Mapping) else None
-    if not isinstance(kind, str) or kind not in _TYPES:
-        raise _InvalidError(f"{where} is no known config ({kind!r}); known: {', '.join(sorted(_TYPES))}")
-    return _fields_from_json(_TYPES[kind], {name: item for name, item in value.items() if name != "type"}, where)
+    types = _config_types()
+    if not isinstance(kind, str) or kind not in types:
+        raise _InvalidError(f"{where} is no known config ({kind!r}); known: {', '.join(sorted(types))}")
+    return _fields_from_json(types[kind], {name: item for name, item in value.items() if name != "type"}, where)
 
 
 def _fields_from_json(kind: type, values: Any, where: str) -> Any:
     """A dataclass from its fields. One that is missing takes its default: what older models did without it."""
     if not isinstance(values, Mapping):
         raise _InvalidError(f"{where} is {values!r}, not a set of fields")
-    hints = typing.get_type_hints(kind)
+    hints = type_hints(kind)
     unknown = [name for name in values if name not in hints or (kind is PretrainedCfg and name in SOURCE_FIELDS)]
     if unknown:
         raise _InvalidError(f"{where} has an unknown field {unknown[0]!r}")
@@ -310,34 +286,14 @@ def _fields_from_json(kind: type, values: Any, where: str) -> Any:
 def _value_from_json(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         # Any known config: a segmenter takes any encoder's, also one that its own type hint does not name.
-        nested = [kind for kind in _choices(hint) if dataclasses.is_dataclass(kind)]
+        nested = [kind for kind in choices(hint) if dataclasses.is_dataclass(kind)]
         if nested:
             return _cfg_from_json(value, where)
     value = _tuples(value)
-    if not any(_fits(value, kind) for kind in _choices(hint)):
-        raise _InvalidError(f"{where} is {value!r}, which is no {getattr(hint, '__name__', hint)}")
+    if not fits(value, hint):
+        raise _InvalidError(f"{where} is {value!r}, which is not {describe(hint)}")
     return value
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is what the type hint of a config's field says; a whole number is also a float."""
-    if typing.get_origin(hint) is tuple:
-        items = typing.get_args(hint)
-        if not isinstance(value, tuple):
-            return False
-        if len(items) == 2 and items[1] is Ellipsis:
-            return all(any(_fits(item, kind) for kind in _choices(items[0])) for item in value)
-        return len(value) == len(items) and all(_fits(item, kind) for item, kind in zip(value, items, strict=True))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)

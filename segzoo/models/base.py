@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .._errors import SegzooError
 from ..layers.init import init_weights
-from ..layers.reduction import Plan, set_inference_reduction
 from ..layers.shapes import resize, to_channels_first
+from ..plans import Plan, set_inference_reduction
 
 if TYPE_CHECKING:
-    from ._keys import Layout
-    from ._pretrained import PretrainedCfg
+    from .keys import Layout
+    from .rows import PretrainedCfg
 
 
 class Model(nn.Module):

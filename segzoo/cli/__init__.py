@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._errors import ImageError, SegzooError
-from ._version import __version__
+from .._errors import ImageError, SegzooError
+from .._version import __version__
 
 if TYPE_CHECKING:
-    from .models._base import SegmentationModel
-    from .prediction import Segmentation
+    from ..models.base import SegmentationModel
+    from ..results import Segmentation
 
 DEFAULT_MODEL = "edaformer_t.scenes"
 DEMO_SEEDS = (2_000_001, 2_000_002, 2_000_003)  # far from the training seeds
@@ -114,7 +114,7 @@ def _positive(text: str) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    from .models import list_models, list_pretrained, model_info
+    from ..zoo import list_models, list_pretrained, model_info
 
     if args.pretrained:
         rows = []
@@ -160,8 +160,8 @@ def run_list(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     import torch
 
-    from .costing import cost
-    from .models import create_model, model_info
+    from ..costing import cost
+    from ..zoo import create_model, model_info
 
     info = model_info(args.model)
     with torch.device("meta"):
@@ -219,7 +219,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from .prediction import predict
+    from ..prediction import predict
 
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
@@ -273,7 +273,7 @@ def _output_paths(images: Sequence[str], folder: Path) -> list[Path]:
 
 def _trained_model(args: argparse.Namespace) -> SegmentationModel:
     """The model with all its weights: a fresh classifier, which `create_model` makes for training, would only guess."""
-    from .models import create_model, load_weights
+    from ..zoo import create_model, load_weights
 
     if args.checkpoint is None:
         model = create_model(args.model, pretrained=True)
@@ -314,9 +314,9 @@ def _device(name: str) -> Any:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    from .costing import cost
-    from .data import scenes
-    from .models import create_model
+    from ..costing import cost
+    from ..data import scenes
+    from ..zoo import create_model
 
     model = create_model(DEFAULT_MODEL, pretrained=True).eval()
     rendered = [scenes.render(seed=seed, size=DEMO_SIZE) for seed in DEMO_SEEDS]
@@ -350,8 +350,8 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def _segment(model: SegmentationModel, rendered: Sequence[tuple[Any, Any]]) -> tuple[list[Segmentation], float, float]:
     """Predictions, their mIoU, and the fastest time of an image in seconds."""
-    from .prediction import predict
-    from .training.metrics import ConfusionMatrix
+    from ..prediction import predict
+    from ..training.metrics import ConfusionMatrix
 
     confusion = ConfusionMatrix(model.num_classes)
     predict(model, rendered[0][0])  # the first call pays for set-up that later ones do not
@@ -368,8 +368,8 @@ def _demo_panel(image: Any, truth: Any, predictions: dict[str, Segmentation], pa
     import numpy as np
     from PIL import Image
 
-    from .prediction import write_png
-    from .visualize import colour_mask, legend, panel
+    from ..results import write_png
+    from ..visualize import colour_mask, legend, panel
 
     labels = next(iter(predictions.values())).label_set
     rows = []
@@ -390,7 +390,7 @@ def _demo_panel(image: Any, truth: Any, predictions: dict[str, Segmentation], pa
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from .conversion import convert
+    from ..sharing import convert
 
     report = convert(args.file, args.name, args.output)
     _print_json(report.to_dict()) if args.json else print(report)
@@ -398,8 +398,8 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def run_publish(args: argparse.Namespace) -> int:
-    from .conversion import publish
-    from .models._config import read_config
+    from ..sharing import publish
+    from ..zoo.config import read_config
 
     row = read_config(args.directory).pretrained_cfg
     if row is None or row.license == "unknown":

@@ -21,20 +21,21 @@ import torch
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
 from safetensors.torch import save_file
 
-from ._errors import SegzooError, WeightsError
-from ._version import __version__
-from .models import Model, PretrainedCfg, SegmentationModel, create_model, load_weights
-from .models._checkpoint import find_layout, read_tensors
-from .models._config import (
+from .._errors import SegzooError, WeightsError
+from .._version import __version__
+from ..models.base import Model, SegmentationModel
+from ..models.keys import Concat, Prefixed, StateDict
+from ..models.rows import PretrainedCfg, label_names
+from ..zoo.checkpoint import find_layout, load_weights, read_tensors
+from ..zoo.config import (
     CONFIG_NAME,
     SOURCE_FIELDS,
     WEIGHTS_NAME,
     SavedConfig,
     config_to_dict,
-    label_names,
     read_config,
 )
-from .models._keys import Concat, Prefixed, StateDict
+from ..zoo.recipe import create_model
 
 CARD_NAME = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # in the card's code, until `publish` knows the repository

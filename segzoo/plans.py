@@ -1,0 +1,144 @@
+"""What a reduction plan may say (presets, JSON, refusals), and the walk that finds the leaves it speaks of.
+
+`reduction_sites` finds leaves in any module tree; a plan gives an entry to each site. Nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ._errors import SegzooError
+from .layers.reduction import NEUTRAL, Entry, Reduction, entry_to_json, entry_to_text, parse_entry
+
+
+class Plan(dict):
+    """A plan as it is in force: site name -> entry, one for every site. Itself a valid plan."""
+
+    def to_json(self) -> str:
+        return json.dumps({site: entry_to_json(entry) for site, entry in self.items()})
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{site}: {entry_to_text(entry)}" for site, entry in self.items()) + "}"
+
+    @property
+    def is_neutral(self) -> bool:
+        return all(entry == NEUTRAL for entry in self.values())
+
+
+def reduction_sites(model: nn.Module) -> dict[str, tuple[Reduction, ...]]:
+    """Every site of a module tree with its leaves, in the order in which the data flows: {"encoder.0": (...), ...}."""
+    sites: dict[str, tuple[Reduction, ...]] = {}
+    for module in model.modules():
+        if isinstance(module, Reduction):
+            sites[module.site] = sites.get(module.site, ()) + (module,)
+    return sites
+
+
+def set_inference_reduction(model: nn.Module, plan: object, *, during_training: bool = False) -> Plan:
+    """Choose after training how many tokens attention sees, in any module tree that owns reduction leaves.
+
+    Args:
+        plan: a preset's name; an int or entry for every key/value and grid site; a dict whose keys are parts
+            ("encoder", "decoder", "encoder.q") with one entry per level or one for all, or single sites
+            ("encoder.2", "encoder.2.q"), which win over their part; the JSON text of such a dict; or None, which
+            makes every site neutral and restores the trained model bit-exactly. Sites not named become neutral.
+        during_training: also reduce in training mode, for fine-tuning with the reduction in place.
+
+    Returns:
+        The whole plan in force, one entry a site.
+
+    Raises:
+        SegzooError: a wrong preset, site, length or entry; lists the valid ones and leaves the model as it was.
+    """
+    sites = reduction_sites(model)
+    resolved = resolve_plan(plan, sites, getattr(model, "reduction_presets", {}))
+    for site, leaves in sites.items():
+        for leaf in leaves:
+            leaf.entry, leaf.during_training = resolved[site], during_training and resolved[site] != NEUTRAL
+    return resolved
+
+
+@contextlib.contextmanager
+def inference_reduction(model: nn.Module, plan: object, *, during_training: bool = False) -> Iterator[Plan]:
+    """`with inference_reduction(model, plan):` sets a plan and restores what was set before on the way out."""
+    leaves = [leaf for leaves in reduction_sites(model).values() for leaf in leaves]
+    before = [(leaf.entry, leaf.during_training) for leaf in leaves]
+    try:
+        yield set_inference_reduction(model, plan, during_training=during_training)
+    finally:
+        for leaf, (entry, during) in zip(leaves, before, strict=True):
+            leaf.entry, leaf.during_training = entry, during
+
+
+def current_plan(model: nn.Module) -> Plan:
+    """The plan that is set now (also while training mode makes it neutral)."""
+    return Plan((site, leaves[0].entry) for site, leaves in reduction_sites(model).items())
+
+
+def resolve_plan(
+    plan: object, sites: Mapping[str, Sequence[Reduction]], presets: Mapping[str, Mapping[str, Any]]
+) -> Plan:
+    """The form in force of any accepted form of a plan; raises SegzooError without having changed anything."""
+    resolved = Plan((site, NEUTRAL) for site in sites)
+    if isinstance(plan, str):
+        plan = _parse_text(plan, presets)
+    if plan is None:
+        return resolved
+    if not sites:
+        raise SegzooError("this model has no reduction sites: none of its attention layers owns a reduction leaf")
+    try:
+        if isinstance(plan, Mapping) and "type" not in plan:
+            # Parts first, so that a single site wins over its part whatever the order of the keys.
+            for key in sorted(plan, key=lambda key: key in sites):
+                resolved.update(_resolve_key(key, plan[key], sites))
+        else:
+            entry = parse_entry(plan)
+            resolved.update((site, entry) for site, leaves in sites.items() if leaves[0].side != "q")
+        for site, leaves in sites.items():
+            for leaf in leaves:
+                leaf.check(resolved[site])
+    except SegzooError as error:
+        hint = f"; presets: {', '.join(presets)}" if presets else ""
+        raise SegzooError(f"reduction plan refused: {error}. Sites of this model: {', '.join(sites)}{hint}") from None
+    return resolved
+
+
+def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
+    if text in presets:
+        return presets[text]
+    if text.lstrip().startswith("{") or text.strip().isdigit():
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SegzooError(f"reduction plan refused: not valid JSON ({error}): {text}") from None
+    names = ", ".join(presets) or "none for this model"
+    raise SegzooError(
+        f"reduction plan refused: no preset is called {text!r}; presets: {names}; or an int or a JSON dict"
+    )
+
+
+def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:
+    if key in sites:
+        yield key, parse_entry(value)
+        return
+    part, _, side = str(key).partition(".")
+    wanted = ("q",) if side == "q" else ("kv", "grid")
+    covered = [site for site, leaves in sites.items() if leaves[0].part == part and leaves[0].side in wanted]
+    covered.sort(key=lambda site: sites[site][0].level)
+    if side not in ("", "q") or not covered:
+        raise SegzooError(f"there is no part or site {key!r}")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != len(covered):
+            raise SegzooError(
+                f"{key!r} has {len(covered)} levels ({', '.join(covered)}), but {len(value)} entries given"
+            )
+        values = value
+    else:
+        values = [value] * len(covered)
+    for site, item in zip(covered, values, strict=True):
+        yield site, parse_entry(item)
