@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import segzoo
-from segzoo.cli import _output_paths
+from segzoo.cli.predict import output_paths
 from segzoo.data import scenes
 
 
@@ -141,12 +141,12 @@ def test_no_image_is_overwritten(scene, tmp_path):
     refused(result, "link/a.png is one of the images", "-o")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b_overlay.png", "link"]
     with pytest.raises(segzoo.SegzooError, match="b_overlay.png is one of the images"):
-        _output_paths(["other/b.png", str(tmp_path / "b_overlay.png")], tmp_path)
+        output_paths(["other/b.png", str(tmp_path / "b_overlay.png")], tmp_path)
 
 
 def test_output_names_are_distinct():
     images = ["a.png", "a_overlay.png", "b/a.png", "b_overlay.png", "b.png"]
-    paths = _output_paths(images, Path("out"))
+    paths = output_paths(images, Path("out"))
     overlays = [path.with_name(f"{path.stem}_overlay.png") for path in paths]
     assert len({*paths, *overlays}) == 2 * len(images)
     assert [path.name for path in paths] == ["a.png", "a_overlay-2.png", "a-2.png", "b_overlay.png", "b-2.png"]

@@ -35,7 +35,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 def test_shell_blocks_name_real_commands():
-    from segzoo.cli import _parser
+    from segzoo.cli import build_parser
 
     commands = [line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if line]
     assert commands
@@ -45,7 +45,7 @@ def test_shell_blocks_name_real_commands():
             assert arguments[0] in targets
         else:
             assert program == "segzoo"
-            _parser().parse_args(arguments)
+            build_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("file", re.findall(r"\]\((benchmarks/results/[^)]+|[A-Z]+\.md)\)", README))

@@ -27,7 +27,8 @@ from segzoo.models import SegmentationModel
 from segzoo.models.keys import Concat, Drop, Prefixed, Rename, Split
 from segzoo.models.vit import MMSEG_RULES
 from segzoo.plans import current_plan, reduction_sites
-from segzoo.sharing import _trace, convert, publish
+from segzoo.sharing import convert, model_card, publish
+from segzoo.sharing.converting import trace
 from segzoo.zoo.config import config_to_dict, read_config
 
 TINY = segzoo.list_models("test_*")
@@ -257,8 +258,6 @@ def test_card_of_a_keypoint_model(tmp_path):
 @pytest.mark.parametrize("name", tiers(segzoo.list_pretrained()))
 def test_cards_of_every_row(name):
     """The header is valid and says no more than the row knows."""
-    from segzoo.sharing import model_card
-
     with torch.device("meta"):
         model = segzoo.create_model(name)
     row = model.pretrained_cfg
@@ -344,7 +343,7 @@ def test_nothing_is_left_by_halves(failing, tmp_path, monkeypatch):
     old = make()
     segzoo.save_pretrained(old, tmp_path / "old")
     if failing == "safetensors":
-        monkeypatch.setattr("segzoo.sharing.save_file", raiser(OSError(28, "No space left on device")))
+        monkeypatch.setattr("segzoo.sharing.saving.save_file", raiser(OSError(28, "No space left on device")))
     elif failing == "config":
         monkeypatch.setattr(Path, "write_text", raiser(OSError(28, "No space left on device")))
     else:
@@ -505,17 +504,17 @@ def test_the_trace_agrees_with_the_rules():
     ]
     state = {"net.old.q": 2, "net.old.kv": 4, "net.x.spare": 1, "head.w": 3, "other": 1}
     state = {key: torch.empty(size, device="meta") for key, size in state.items()}
-    made, dropped = _trace(state, rules)
+    made, dropped = trace(state, rules)
     assert made == {"enc.new.qk": ("net.old.q", "net.old.kv"), "enc.new.v": ("net.old.kv",), "other": ("other",)}
     assert dropped == {"net.x.spare": "spare", "head.w": "head"}
     token = {"cls_token": torch.empty(1, 1, 8, device="meta"), "pos_embed": torch.empty(1, 5, 8, device="meta")}
-    made_vit, dropped_vit = _trace(token, MMSEG_RULES)
+    made_vit, dropped_vit = trace(token, MMSEG_RULES)
     assert (made_vit, list(dropped_vit)) == ({"pos_embed": ("pos_embed",)}, ["cls_token"])
     for rule in rules:
         state = rule(state)
     assert set(state) == set(made)
     with pytest.raises(segzoo.SegzooError, match="a.w and b.w both become c.w"):
-        _trace(dict.fromkeys(("a.w", "b.w"), torch.empty(1, device="meta")), [Rename(r"^[ab]", "c")])
+        trace(dict.fromkeys(("a.w", "b.w"), torch.empty(1, device="meta")), [Rename(r"^[ab]", "c")])
 
 
 def test_conversions_that_are_refused(official, tmp_path):
