@@ -41,9 +41,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 )
 
 # Inside models/, from top to bottom: the package itself, segmenters, encoders, the records of their weights, and what
-# every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family.
+# every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family, and of
+# RTFormer's the encoder.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
-ENCODERS = ("eft", "mit", "vit", "swin")
+ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
 FOUNDATIONS = ("base", "family", "rows", "keys", "config")
 RECORDS_MAY_IMPORT = ("segzoo.models.keys", "segzoo.models.rows", "segzoo._errors")
 KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")
@@ -156,7 +157,7 @@ def models_rank(module: str) -> int | None:
         return None
     if part == "weights":
         return 3
-    return 1 if family in SEGMENTERS else 2
+    return 2 if name in ENCODERS or family in ENCODERS else 1
 
 
 def within(name: str, module: str) -> bool:

@@ -16,7 +16,7 @@ import fnmatch
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,13 @@ def digest(value: Any) -> str:
             for key in sorted(value):
                 sha.update(key.encode())
                 add(value[key])
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (str, int, float, type(None))):
+            pass
+        elif isinstance(value, Iterable):  # lists, tuples, and a pyramid of maps
             for item in value:
                 add(item)
+        else:
+            raise TypeError(f"no rule to hash {type(value).__name__}")
 
     add(value)
     return sha.hexdigest()
