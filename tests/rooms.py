@@ -39,6 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("labels", "weights"),
     ("_errors", "_json", "_version"),  # tiny leaves that any file may use
 )
+LEAVES = ROOMS[-1]
 
 # Inside models/, from top to bottom: the package itself, segmenters, encoders, the records of their weights, and what
 # every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family, and of
