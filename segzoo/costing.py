@@ -49,6 +49,11 @@ def cost(model: nn.Module, size: tuple[int, int], *, in_chans: int | None = None
 
     The model itself is neither run nor changed; nothing is allocated but shapes.
 
+    >>> import segzoo
+    >>> model = segzoo.create_model("edaformer_t")
+    >>> f"{segzoo.cost(model, (512, 512)).macs / 1e9:.1f} GMACs"
+    '5.6 GMACs'
+
     Args:
         model: any module that takes images (1, in_chans, H, W).
         size: (H, W) in pixels.

@@ -30,6 +30,11 @@ def fold(model: M) -> M:
     trained (its parameters are frozen and its norms are gone), and its state dict fits no model of the zoo: save the
     model, not the copy.
 
+    >>> import segzoo, torch
+    >>> model, image = segzoo.create_model("test_segformer").eval(), torch.rand(1, 3, 64, 64)
+    >>> torch.allclose(segzoo.fold(model)(image), model(image), atol=1e-5)
+    True
+
     Args:
         model: any module in eval mode.
 

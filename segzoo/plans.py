@@ -31,7 +31,12 @@ class Plan(dict):
 
 
 def reduction_sites(model: nn.Module) -> dict[str, tuple[Reduction, ...]]:
-    """Every site of a module tree with its leaves, in the order in which the data flows: {"encoder.0": (...), ...}."""
+    """Every site of a module tree with its leaves, in the order in which the data flows: {"encoder.0": (...), ...}.
+
+    >>> import segzoo
+    >>> list(segzoo.reduction_sites(segzoo.create_model("test_rtformer")))
+    ['encoder.grid']
+    """
     sites: dict[str, tuple[Reduction, ...]] = {}
     for module in model.modules():
         if isinstance(module, Reduction):
@@ -41,6 +46,13 @@ def reduction_sites(model: nn.Module) -> dict[str, tuple[Reduction, ...]]:
 
 def set_inference_reduction(model: nn.Module, plan: object, *, during_training: bool = False) -> Plan:
     """Choose after training how many tokens attention sees, in any module tree that owns reduction leaves.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_eft")
+    >>> segzoo.set_inference_reduction(model, {"encoder": (2, 2, 1, 1)})["encoder.1"]
+    Pool(factor=2, kind='avg')
+    >>> segzoo.set_inference_reduction(model, None).is_neutral
+    True
 
     Args:
         plan: a preset's name; an int or entry for every key/value and grid site; a dict whose keys are parts
@@ -65,7 +77,16 @@ def set_inference_reduction(model: nn.Module, plan: object, *, during_training: 
 
 @contextlib.contextmanager
 def inference_reduction(model: nn.Module, plan: object, *, during_training: bool = False) -> Iterator[Plan]:
-    """`with inference_reduction(model, plan):` sets a plan and restores what was set before on the way out."""
+    """`with inference_reduction(model, plan):` sets a plan and restores what was set before on the way out.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_eft")
+    >>> with segzoo.inference_reduction(model, "fast") as plan:
+    ...     plan.is_neutral
+    False
+    >>> {leaf.entry for leaf in segzoo.reduction_sites(model)["encoder.0"]}
+    {Pool(factor=1, kind='avg')}
+    """
     leaves = [leaf for leaves in reduction_sites(model).values() for leaf in leaves]
     before = [(leaf.entry, leaf.during_training) for leaf in leaves]
     try:

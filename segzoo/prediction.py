@@ -34,6 +34,12 @@ def predict(
 ) -> Segmentation | list[Segmentation]:
     """Segment an image, or each of a list.
 
+    >>> import numpy as np, segzoo
+    >>> model = segzoo.create_model("edaformer_t", pretrained=True)
+    >>> result = segzoo.predict(model, np.zeros((64, 96, 3), np.uint8))
+    >>> result.mask.shape, result.mask.dtype
+    ((64, 96), dtype('uint8'))
+
     Args:
         model: a segmentation model of segzoo; it is run in eval mode and left in the mode it was in.
         image: path, bytes of an image file (or a BytesIO), PIL image, or uint8 array (H, W, C); or a list or tuple of

@@ -24,6 +24,7 @@ def golden_arrays(name: str) -> dict[str, np.ndarray]:
 
 
 def golden_tensor(key: str, shape: list[int]) -> torch.Tensor:
+    """The rule that draws weights: the float64 tensor of an official key, which decides by itself what it holds."""
     value = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()))).standard_normal(shape)
     if key.endswith(("running_var", "_variance")):
         value = 0.5 + np.abs(value) * 0.5

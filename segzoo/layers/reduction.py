@@ -32,7 +32,13 @@ def _require_int(entry: object, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Pool windows of `factor` x `factor` times the trained window (EDAFormer's ISR). `Pool(1)` is neutral."""
+    """Pool windows of `factor` x `factor` times the trained window (EDAFormer's ISR). `Pool(1)` is neutral.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_eft")
+    >>> model.set_inference_reduction({"encoder.0": segzoo.Pool(2, "max")})["encoder.0"]
+    Pool(factor=2, kind='max')
+    """
 
     factor: int
     kind: str = "avg"  # "avg" or "max"
@@ -55,7 +61,13 @@ class OverlapPool:
 
 @dataclasses.dataclass(frozen=True)
 class Bipartite:
-    """Merge the `ratio` of all tokens most similar to the destination token of their choice (Segformer++)."""
+    """Merge the `ratio` of all tokens most similar to the destination token of their choice (Segformer++).
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_segformer")
+    >>> model.set_inference_reduction({"encoder.q": (1, 1, segzoo.Bipartite(0.8, 4), 1)})["encoder.2.q"]
+    Bipartite(ratio=0.8, stride=4)
+    """
 
     ratio: float  # share of the tokens to merge away, 0 to 1; at most 1 - 1 / stride**2 of them can go
     stride: int  # one destination a cell of stride x stride tokens

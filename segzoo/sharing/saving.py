@@ -38,6 +38,13 @@ def save_pretrained(
     is its data set if the number of classes has changed; and without a tag in the model's name, data set, licence
     and origin. Say what holds with `pretrained_cfg_overlay`.
 
+    >>> import segzoo
+    >>> folder = segzoo.save_pretrained(segzoo.create_model("test_eft"), "my_eft")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'config.json', 'model.safetensors']
+    >>> segzoo.create_model("local-dir:my_eft").name
+    'test_eft'
+
     Args:
         model: from `create_model`, on any device and of one dtype; not folded, compiled or wrapped.
         directory: new, empty, or a segzoo folder, whose three files are replaced as a whole; others stay.

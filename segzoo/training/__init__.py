@@ -1,1 +1,1 @@
-"""Training: losses, metrics, the engine and its recipes."""
+"""What training takes: losses and metrics. `benchmarks/train_scenes.py` is a plain loop around them."""

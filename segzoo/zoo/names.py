@@ -36,6 +36,10 @@ def list_models(
 ) -> list[str]:
     """Names in natural order. With `pretrained`, `name.tag` of the rows whose weights can be loaded.
 
+    >>> import segzoo
+    >>> segzoo.list_models("rtformer_*", exclude_filters="*_backbone")
+    ['rtformer_base', 'rtformer_slim']
+
     Args:
         filter: wildcard or wildcards, such as "edaformer*"; a name is listed if any matches.
         exclude_filters: wildcard or wildcards of names to leave out.
@@ -54,6 +58,10 @@ def list_pretrained(
     dataset: str | None = None,
 ) -> list[str]:
     """`name.tag` of every weights row, in natural order, also of those that are not published yet.
+
+    >>> import segzoo
+    >>> segzoo.list_pretrained("edaformer_*", source="bundled")
+    ['edaformer_t.scenes']
 
     Args:
         filter: wildcard or wildcards, such as "segformer_b?.*"; a name is listed if any matches.
@@ -84,7 +92,13 @@ def list_pretrained(
 
 
 def model_info(name: str) -> ModelInfo:
-    """What is known about "variant" or "variant.tag" without building it; without a tag, its default row."""
+    """What is known about "variant" or "variant.tag" without building it; without a tag, its default row.
+
+    >>> import segzoo
+    >>> info = segzoo.model_info("rtformer_slim.cityscapes")
+    >>> info.pretrained_cfg.license, info.pretrained_cfg.num_classes
+    ('apache-2.0', 19)
+    """
     variant_name, tag = parse_name(name)
     family = VARIANTS[variant_name]
     variant = family.variants[variant_name]

@@ -30,6 +30,14 @@ def create_model(
 ) -> Model | FeaturePyramid:
     """Build a model by name, optionally with weights.
 
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_segformer", num_classes=19)  # the tiny ones are called test_*
+    >>> model.get_classifier().out_channels
+    19
+    >>> pyramid = segzoo.create_model("mit_b0", features_only=True)
+    >>> [info["num_chs"] for info in pyramid.feature_info]
+    [32, 64, 160, 256]
+
     Args:
         name: "variant" or "variant.tag" (see `list_models`, `list_pretrained`). A tag sets the number of classes
             and the options that its weights were trained with, also when the weights themselves are not loaded.
