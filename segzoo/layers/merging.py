@@ -4,6 +4,8 @@ Sources: ToMe (Bolya et al., arXiv 2210.09461) for the bipartite matching, Segfo
 two-dimensional form and the neighbour forms. A pair that merges nothing is `(identity, identity)`.
 
 Every average is taken of differences to one of the tokens, so that equal tokens come back bit by bit.
+
+Shape letters: B batch, C channels, H, W grid, N tokens; others are named where they stand.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .._errors import SegzooError
 from ..layers.block import BlockSequence, Stage
 from ..layers.grids import grid_of
 from ..layers.init import init_weights
-from ..layers.shapes import resize, resize_image_part
+from ..layers.shapes import crop_image_part, resize
 from ..plans import Plan, set_inference_reduction
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class EncoderDecoder(SegmentationModel):
         if image == padded:
             return scores_BKHW
         size = grid_of(image, padded[0] // scores_BKHW.shape[2])
-        return resize_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
+        return crop_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
 
     def get_classifier(self) -> nn.Conv2d:
         return self.decoder.classifier

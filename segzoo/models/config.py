@@ -65,9 +65,9 @@ class Config:
             self.require(len(value) == count, f"{name} must have {count} entries, one {what}, not {value!r}")
 
     def require_heads(self, field: str, heads: Sequence[int], what: str, dims: Sequence[int]) -> None:
-        """Numbers of heads, those of `field`, that divide the channels."""
+        """Numbers of heads, those of `field`, that divide the channels; `what` tells these with their values."""
         fits = all(head > 0 and dim % head == 0 for head, dim in zip(heads, dims, strict=True))
-        self.require(fits, f"{field}={getattr(self, field)!r} must divide {what} {tuple(dims)!r}")
+        self.require(fits, f"{field}={getattr(self, field)!r} must divide {what}")
 
     def require_rising(self, field: str, count: int, what: str) -> None:
         """At least one number, rising, each from 0 to count - 1."""

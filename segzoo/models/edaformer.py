@@ -52,9 +52,8 @@ class EDAFormerConfig(SegmenterConfig):
         self.require_lengths(len(level_chans), "a map of the encoder but the finest", *tuples)
         self.require_positive("decoder_depths", "decoder_pool", "decoder_mlp_ratio", "decoder_dim")
         self.require_rate("decoder_drop_path", "dropout")
-        self.require_heads(
-            "decoder_num_heads", self.decoder_num_heads, "the encoder's channels, deep to fine", level_chans
-        )
+        what = f"the encoder's channels {level_chans}, deep to fine"
+        self.require_heads("decoder_num_heads", self.decoder_num_heads, what, level_chans)
 
 
 class AllAttentionDecoder(nn.Module):

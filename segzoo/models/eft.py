@@ -53,7 +53,7 @@ class EFTConfig(EncoderConfig):
         super().check()
         self.require_positive("embed_dims", "depths", "mlp_ratio", "pool")
         self.require_lengths(len(self.embed_dims), "a stage", "depths", "num_heads", "pool")
-        self.require_heads("num_heads", self.num_heads, "embed_dims", self.embed_dims)
+        self.require_heads("num_heads", self.num_heads, f"embed_dims={self.embed_dims}", self.embed_dims)
 
 
 class EmbeddingFreeAttention(nn.Module):

@@ -57,7 +57,7 @@ class MiTConfig(EncoderConfig):
         super().check()
         self.require_positive("embed_dims", "depths", "mlp_ratio", "kv_stride", "norm_eps", "conv_norm_eps")
         self.require_lengths(len(self.embed_dims), "a stage", "depths", "num_heads", "kv_stride")
-        self.require_heads("num_heads", self.num_heads, "embed_dims", self.embed_dims)
+        self.require_heads("num_heads", self.num_heads, f"embed_dims={self.embed_dims}", self.embed_dims)
 
 
 class StridedConvNorm(nn.Module):

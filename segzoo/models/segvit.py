@@ -56,7 +56,8 @@ class SegViTConfig(SegmenterConfig):
         super().check()
         self.require_positive("decoder_dim", "decoder_layers")
         self.require_rate("dropout")
-        self.require_heads("decoder_num_heads", (self.decoder_num_heads,), "decoder_dim", (self.decoder_dim,))
+        dim = self.decoder_dim
+        self.require_heads("decoder_num_heads", (self.decoder_num_heads,), f"decoder_dim={dim}", (dim,))
         self.require(
             not self.upsample or isinstance(self.encoder, ViTConfig),
             "upsample=True needs a ViT as encoder, since the spatial queries are made for its img_size",

@@ -49,7 +49,7 @@ class SwinConfig(EncoderConfig):
         self.require_positive("embed_dim", "depths", "window_size")
         self.require_lengths(len(self.depths), "a stage", "num_heads")
         dims = [self.embed_dim * 2**stage for stage in range(len(self.depths))]
-        self.require_heads("num_heads", self.num_heads, "the channels of the stages", dims)
+        self.require_heads("num_heads", self.num_heads, f"the channels {dims} of the stages", dims)
         self.require_rising("stages", len(self.depths), "stage")
 
 

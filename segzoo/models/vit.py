@@ -64,7 +64,7 @@ class ViTConfig(EncoderConfig):
     def check(self) -> None:
         super().check()
         self.require_positive("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio")
-        self.require_heads("num_heads", (self.num_heads,), "embed_dim", (self.embed_dim,))
+        self.require_heads("num_heads", (self.num_heads,), f"embed_dim={self.embed_dim}", (self.embed_dim,))
         self.require_rising("stages", self.depth, "block")
         self.require(
             self.downsample_block is None or 0 <= self.downsample_block < self.depth,
