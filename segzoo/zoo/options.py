@@ -36,9 +36,15 @@ def check_num_classes(num_classes: int | None, variant_name: str) -> None:
 
 
 def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """`dataclasses.replace` that refuses unknown names with the valid ones, and goes into nested configs by dict.
+    """A copy of a frozen dataclass with other values, given by name.
 
-    An option that only the nested `encoder` has goes there.
+    Args:
+        overrides: a dict replaces single fields of a nested config; a list becomes a tuple; a name that only the nested
+            `encoder` has goes there.
+        where: what the options belong to, for refusals.
+
+    Raises:
+        SegzooError: a name that there is not (the message lists the valid ones), or a value that the config refuses.
     """
     valid = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
     encoder = overrides.get("encoder")
