@@ -426,7 +426,7 @@ def test_segformerpp_names_are_segformer_with_a_preset(size):
         info = segzoo.model_info(name)
         assert (info.cfg, info.params, info.tags) == (plain.cfg, plain.params, plain.tags)
         model, other = meta_model(name), meta_model(f"segformer_{size}")
-        assert segzoo.layers.reduction.current_plan(model) == other.set_inference_reduction(preset)
+        assert segzoo.plans.current_plan(model) == other.set_inference_reduction(preset)
 
 
 @pytest.mark.parametrize("preset", ["hq", "fast", "n2d", "isr", "isr_fast"])

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import segzoo
 from segzoo._errors import WeightsError
 from segzoo.models.keys import apply_rules
-from segzoo.models.segvit import SWIN_RULES, Swin, SwinConfig
-from segzoo.models.vit import ImageMaps
+from segzoo.models.swin import Swin, SwinConfig
+from segzoo.models.swin_weights import SWIN_RULES
 from segzoo.prediction import windows
 from segzoo.training.losses import ATMLoss
 from segzoo.zoo.checkpoint import to_own_layout
@@ -386,6 +386,7 @@ def attention(q, k, v, heads: int):
 def reference_scores(model, x: torch.Tensor) -> torch.Tensor:
     """SegViT for one image, token by token: every token carries its place, and their order is random."""
     cfg, encoder, decoder = model.cfg, model.encoder, model.decoder
+    vit = cfg.encoder
     H, W = x.shape[2] // 16, x.shape[3] // 16
     places = [(r, c) for r in range(H) for c in range(W)]
     places = [places[i] for i in torch.randperm(len(places), generator=torch.Generator().manual_seed(1))]
@@ -408,14 +409,14 @@ def reference_scores(model, x: torch.Tensor) -> torch.Tensor:
     maps = []
     for i, block in enumerate(encoder.blocks):
         memory = block.norm1(tokens)
-        if i == cfg.downsample_block:
+        if i == vit.downsample_block:
             kept = [n for n, (r, c) in enumerate(places) if r % 2 == 0 and c % 2 == 0]
             tokens, places = tokens[kept], [places[n] for n in kept]
         q = block.attn.qkv(block.norm1(tokens)).chunk(3, -1)[0]
         _, k, v = block.attn.qkv(memory).chunk(3, -1)
-        tokens = tokens + block.attn.proj(attention(q, k, v, cfg.num_heads)[0])
+        tokens = tokens + block.attn.proj(attention(q, k, v, vit.num_heads)[0])
         tokens = tokens + block.mlp(block.norm2(tokens))
-        if i in cfg.stages:
+        if i in vit.stages:
             maps.append((places, tokens))
 
     def stage(queries, module, memory):
@@ -518,22 +519,6 @@ def test_strips_of_rows_are_the_whole(name):
             whole = model.to_size(output, size)
             strips = [model.score_rows(output, size, y, min(y + 17, size[0])) for y in range(0, size[0], 17)]
             torch.testing.assert_close(torch.cat(strips, dim=2), whole, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["test_segvit", "segvit_swin_tiny"])
-def test_features_as_a_plain_list(name, request):
-    """Without the image's size, the asked size is the image's own if it fits the grid; else the whole grid is shown."""
-    (model, multiple), x = padded_model(name, request), image(1, 3, 70, 101)
-    padding = (0, -101 % multiple, 0, -70 % multiple)
-    with torch.no_grad():
-        features = model.forward_features(x)
-        assert isinstance(features, ImageMaps)
-        plain = model.forward_head(list(features))
-        assert torch.equal(model.to_size(plain, (70, 101)), model(x))
-        padded = model.to_size(plain, (160, 224))
-        torch.testing.assert_close(
-            padded, model.to_size(model.forward_head(model.forward_features(F.pad(x, padding))), (160, 224))
-        )
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -25,7 +25,7 @@ import segzoo
 from segzoo.labels import load_labels
 from segzoo.models import SegmentationModel
 from segzoo.models.keys import Concat, Drop, Prefixed, Rename, Split
-from segzoo.models.vit import MMSEG_RULES
+from segzoo.models.vit_weights import MMSEG_RULES
 from segzoo.plans import current_plan, reduction_sites
 from segzoo.sharing import convert, model_card, publish
 from segzoo.sharing.converting import trace

@@ -81,7 +81,7 @@ def to_transformers_config(model: nn.Module) -> dict[str, Any]:
         "num_attention_heads": list(encoder.num_heads),
         "mlp_ratios": [encoder.mlp_ratio] * len(encoder.depths),
         "hidden_act": "gelu",
-        "drop_path_rate": cfg.drop_path_rate,
+        "drop_path_rate": encoder.drop_path_rate,
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
     }

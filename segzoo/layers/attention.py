@@ -1,4 +1,7 @@
-"""Scaled dot-product attention over tokens; the only place that calls the fused kernel."""
+"""Scaled dot-product attention over tokens; the only place that calls the fused kernel.
+
+Shape letters: B batch, C channels, N query tokens, M key and value tokens.
+"""
 
 from __future__ import annotations
 

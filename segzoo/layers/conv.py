@@ -1,4 +1,7 @@
-"""Convolution, batch norm and ReLU in one module, and the fusion of a pyramid by a 1x1 convolution."""
+"""Convolution, batch norm and ReLU in one module, and the fusion of a pyramid by a 1x1 convolution.
+
+Shape letters: B batch, C channels, H, W map.
+"""
 
 from __future__ import annotations
 

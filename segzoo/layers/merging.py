@@ -4,6 +4,9 @@ Sources: ToMe (Bolya et al., arXiv 2210.09461) for the bipartite matching, Segfo
 two-dimensional form and the neighbour forms. A pair that merges nothing is `(identity, identity)`.
 
 Every average is taken of differences to one of the tokens, so that equal tokens come back bit by bit.
+
+Shape letters: B batch, C channels, H, W grid, N tokens, M those left, S sources, R of them merged and U kept, D
+destinations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Feed-forward layer with a depthwise convolution between its linear layers (PVT v2 and its relatives)."""
+"""Feed-forward layer with a depthwise convolution between its linear layers (PVT v2 and its relatives).
+
+Shape letters: B batch, C channels, H, W map.
+"""
 
 from __future__ import annotations
 

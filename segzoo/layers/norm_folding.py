@@ -2,6 +2,8 @@
 
 In eval mode BatchNorm is x -> scale * x + shift for each channel. After a convolution or Linear it scales the layer's
 outputs; before one it scales the layer's inputs. The arithmetic runs in float64 and is stored in the layer's dtype.
+
+Shape letters: C channels of the norm, G groups of the layer.
 """
 
 from __future__ import annotations

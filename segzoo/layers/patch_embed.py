@@ -1,4 +1,7 @@
-"""Overlapping patch embedding (PVT v2, section 3.2; SegFormer, section 3.1)."""
+"""Overlapping patch embedding (PVT v2, section 3.2; SegFormer, section 3.1).
+
+Shape letters: B batch, C channels, H, W map.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 A leaf is a parameter-free module owned by an attention layer. It is neutral until an entry is set, takes the
 entries that it understands and refuses the rest by name. Nothing here knows a model, a family or where a leaf stands;
 `segzoo.plans` finds leaves and gives each its entry.
+
+Shape letters: B batch, C and D channels, H, W map, N query tokens, M key and value tokens.
 """
 
 from __future__ import annotations

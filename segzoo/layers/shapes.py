@@ -1,4 +1,7 @@
-"""Views between maps and tokens, and the bilinear resize of the field."""
+"""Views between maps and tokens, and the bilinear resize of the field.
+
+Shape letters: B batch, C channels, H, W rows and columns of a map, R rows of a result.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,30 @@ def resize_image_part(
     )
     # Rows first and by hand, because only here the map is small and a strip needs an offset.
     start, stop = rows or (0, size[0])
+    map_BCRW = _blend_rows(map_BCHW, start, stop, scale_H)
+    # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
+    map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)
+    return F.interpolate(map_BCRW, scale_factor=(1.0, 1 / scale_W), mode="bilinear")[..., : size[1]]
+
+
+def crop_image_part(
+    map_BCHW: Tensor, size: tuple[int, int], *, image_size: tuple[int, int], padded_size: tuple[int, int]
+) -> Tensor:
+    """`resize_image_part` to a `size` near the map's own, where torch's resize would take it for a copy."""
+    scale_H, scale_W = (
+        side / padded * image / out
+        for side, padded, image, out in zip(map_BCHW.shape[2:], padded_size, image_size, size, strict=True)
+    )
+    map_BCHW = _blend_rows(map_BCHW, 0, size[0], scale_H)
+    return _blend_rows(map_BCHW.transpose(2, 3), 0, size[1], scale_W).transpose(2, 3)
+
+
+def _blend_rows(map_BCHW: Tensor, start: int, stop: int, scale: float) -> Tensor:
+    """Rows start <= y < stop of a bilinear resize of the rows alone, `scale` rows of the map apart."""
     dtype = torch.promote_types(map_BCHW.dtype, torch.float32)
-    y_R = (torch.arange(start, stop, device=map_BCHW.device, dtype=dtype) + 0.5) * scale_H - 0.5
+    y_R = (torch.arange(start, stop, device=map_BCHW.device, dtype=dtype) + 0.5) * scale - 0.5
     y_R = y_R.clamp(0, map_BCHW.shape[2] - 1)
     above_R = y_R.long()
     below_R = (above_R + 1).clamp(max=map_BCHW.shape[2] - 1)
     weight_R1 = (y_R - above_R).to(map_BCHW.dtype)[:, None]
-    map_BCRW = torch.lerp(map_BCHW[:, :, above_R], map_BCHW[:, :, below_R], weight_R1)
-    # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
-    map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)
-    return F.interpolate(map_BCRW, scale_factor=(1.0, 1 / scale_W), mode="bilinear")[..., : size[1]]
+    return torch.lerp(map_BCHW[:, :, above_R], map_BCHW[:, :, below_R], weight_R1)

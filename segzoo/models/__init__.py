@@ -3,8 +3,8 @@
 Importing registers every family.
 """
 
-from . import edaformer, eft, mit, rtformer, segformer, segvit
-from .base import Encoder, FeaturePyramid, Model, SegmentationModel
+from . import edaformer, eft, mit, rtformer, segformer, segvit, swin
+from .base import Encoder, FeaturePyramid, Model, Pyramid, SegmentationModel
 from .rows import PretrainedCfg
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FeaturePyramid",
     "Model",
     "PretrainedCfg",
+    "Pyramid",
     "SegmentationModel",
     "edaformer",
     "eft",
@@ -19,4 +20,5 @@ __all__ = [
     "rtformer",
     "segformer",
     "segvit",
+    "swin",
 ]

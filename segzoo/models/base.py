@@ -1,26 +1,52 @@
 """The contract of a model: what every encoder and every segmentation model of the zoo promises.
 
-Shape suffixes as in `segzoo.layers`: B batch, C channels, H, W map, N tokens, K classes.
+Shape letters: B batch, C channels, H, W map, K classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .._errors import SegzooError
+from ..layers.block import BlockSequence, Stage
+from ..layers.grids import grid_of
 from ..layers.init import init_weights
-from ..layers.shapes import resize, to_channels_first
+from ..layers.shapes import crop_image_part, resize
 from ..plans import Plan, set_inference_reduction
 
 if TYPE_CHECKING:
     from .keys import Layout
     from .rows import PretrainedCfg
+
+
+@dataclasses.dataclass(frozen=True)
+class Pyramid:
+    """What an encoder knows of an image: its maps, fine to coarse, and where the image lies in them.
+
+    As a sequence it is its maps.
+    """
+
+    maps: tuple[Tensor, ...]  # (B, C_i, H_i, W_i)
+    strides: tuple[int, ...]  # pixels a cell of each map
+    image_size: tuple[int, int]  # (H, W) in pixels
+    padded_size: tuple[int, int]  # (H, W) in pixels that every map covers; the image is its upper left part
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.maps)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.maps[index]
+
+
+torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
 
 
 class Model(nn.Module):
@@ -132,11 +158,19 @@ class Encoder(Model):
         self.make_head(self.num_features)
         self.head.apply(init_weights).to(like).train(self.training)
 
-    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> maps (B, C_i, H_i, W_i), fine to coarse."""
         raise NotImplementedError
 
-    def forward_head(self, features: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+    def pyramid(self, maps: Sequence[Tensor], x_BCHW: Tensor, padded_BCHW: Tensor) -> Pyramid:
+        """The maps of an image, fine to coarse, made from it as it was padded."""
+        # One tuple where nothing is padded, so that even a trace, whose sizes are tensors, finds the two sizes equal.
+        size = tuple(x_BCHW.shape[2:])
+        padded = size if padded_BCHW is x_BCHW else tuple(padded_BCHW.shape[2:])
+        strides = tuple(info["reduction"] for info in self.feature_info)
+        return Pyramid(tuple(maps), strides, image_size=size, padded_size=padded)
+
+    def forward_head(self, features: Pyramid, pre_logits: bool = False) -> Tensor:
         """Maps -> (B, K) class logits, or with `pre_logits` the (B, C) mean of the last map."""
         pooled_BC = features[-1].mean(dim=(2, 3))
         return pooled_BC if pre_logits else self.head(pooled_BC)
@@ -146,32 +180,6 @@ class Encoder(Model):
 
     def forward_train(self, x_BCHW: Tensor) -> dict[str, Any]:
         return {"scores": self(x_BCHW)}
-
-
-class BlockSequence(nn.Sequential):
-    """Blocks in sequence, optionally recomputed in the backward pass."""
-
-    checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return super().forward(x)
-        for block in self:
-            x = checkpoint(block, x, use_reentrant=False)
-        return x
-
-
-class Stage(nn.Module):
-    """One level of a pyramid: patch embedding, blocks, norm. (B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
-
-    def __init__(self, *, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module):
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.blocks = BlockSequence(*blocks)
-        self.norm = norm
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return to_channels_first(self.norm(self.blocks(self.patch_embed(x_BCHW))))
 
 
 class PyramidEncoder(Encoder):
@@ -189,14 +197,14 @@ class PyramidEncoder(Encoder):
         self.make_head(self.feature_info[-1]["num_chs"])
         self.apply(init_weights)
 
-    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         # Channels-last from the start: every later token view and depthwise convolution is then free of copies.
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        features = []
+        map_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        maps = []
         for stage in self.stages:
-            x_BCHW = stage(x_BCHW)
-            features.append(x_BCHW)
-        return features
+            map_BCHW = stage(map_BCHW)
+            maps.append(map_BCHW)
+        return self.pyramid(maps, x_BCHW, x_BCHW)
 
 
 class FeaturePyramid(nn.Module):
@@ -240,17 +248,28 @@ class SegmentationModel(Model):
     # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
     score_kind: ClassVar[str] = "logits"
     head_prefix = "decoder."
-    first_conv = f"encoder.{PyramidEncoder.first_conv}"
     encoder: Encoder
 
-    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+    @property
+    def in_chans(self) -> int:
+        return self.encoder.in_chans
+
+    @property
+    def first_conv(self) -> str:
+        return f"encoder.{self.encoder.first_conv}"
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        super().set_grad_checkpointing(enable)
+        self.encoder.set_grad_checkpointing(enable)  # which may have blocks of its own kind
+
+    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> the encoder's maps, fine to coarse, as in `feature_info`."""
         return self.encoder.forward_features(x_BCHW)
 
     def no_weight_decay(self) -> set[str]:
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
-    def forward_head(self, features: Sequence[Tensor]) -> Any:
+    def forward_head(self, features: Pyramid) -> Any:
         """Maps -> scores at the decoder's own resolution, before any resize."""
         raise NotImplementedError
 
@@ -277,6 +296,8 @@ class SegmentationModel(Model):
 class EncoderDecoder(SegmentationModel):
     """A segmentation model of an encoder and a decoder whose last layer is its `classifier` (EDAFormer, SegFormer).
 
+    The scores of an encoder that pads (ViT, Swin) are brought from the padded grid to the image's own.
+
     Args:
         encoder: any encoder whose `feature_info` describes the maps that the decoder was made for.
         decoder: maps, fine to coarse -> scores at its own resolution; has `classifier`, a 1x1 convolution.
@@ -287,9 +308,14 @@ class EncoderDecoder(SegmentationModel):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps -> scores (B, K, H / s, W / s) at the decoder's stride s."""
-        return self.decoder(features)
+    def forward_head(self, features: Pyramid) -> Tensor:
+        """Maps -> scores (B, K, H / s, W / s) of the image, at the decoder's stride s."""
+        scores_BKHW = self.decoder(features.maps)
+        image, padded = features.image_size, features.padded_size
+        if image == padded:
+            return scores_BKHW
+        size = grid_of(image, padded[0] // scores_BKHW.shape[2])
+        return crop_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
 
     def get_classifier(self) -> nn.Conv2d:
         return self.decoder.classifier

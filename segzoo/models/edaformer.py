@@ -8,6 +8,8 @@ c4, c3, c2, fused by 1x1 convolution + BN + ReLU and classified at stride 8.
 What segzoo changed: as in `eft.py`; and the unused `conv_seg` of the checkpoints is dropped.
 
 Licence of the published weights: none stated; they lie in a Google Drive folder named in the official README.
+
+Shape letters: B batch, C channels, H, W rows and columns of a map.
 """
 
 from __future__ import annotations
@@ -17,22 +19,23 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..layers.block import Block, BlockSequence
 from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from .base import BlockSequence, EncoderDecoder
-from .eft import EFT_B, EFT_T, ENCODER_RULES, TEST_EFT, EFTBlock, EFTConfig, EmbeddingFreeAttention
+from .base import EncoderDecoder
+from .config import EncoderConfig, SegmenterConfig
+from .edaformer_weights import LAYOUTS, PRETRAINED
+from .eft import EFT_B, EFT_T, TEST_EFT, EmbeddingFreeAttention
 from .family import Family, PublishedCost, Variant, register_family
-from .keys import Drop, Layout, Prefixed, Rename, Squeeze
-from .mit import MIT_B0, MiTConfig
-from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
+from .mit import MIT_B0
 
 
-@dataclasses.dataclass(frozen=True)
-class EDAFormerConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDAFormerConfig(SegmenterConfig):
     """Configuration of EDAFormer. Tuples of the decoder go from deep to fine: (c4, c3, c2)."""
 
-    encoder: EFTConfig | MiTConfig = EFT_T  # any encoder's config; its `build()` makes the encoder
+    encoder: EncoderConfig = EFT_T  # any encoder's; its finest map is not used
     decoder_depths: tuple[int, ...] = (3, 2, 1)  # attention blocks a level (Table 3b)
     decoder_num_heads: tuple[int, ...] = (8, 4, 2)
     decoder_pool: tuple[int, ...] = (1, 2, 4)  # trained side of the key/value pooling window
@@ -41,9 +44,16 @@ class EDAFormerConfig:
     decoder_drop_path: float = 0.1  # of every decoder block
     decoder_dim: int = 128  # channels after the fusion
     dropout: float = 0.1  # of whole channels before the classifier
-    drop_path_rate: float = 0.2  # of the encoder's last block; grows linearly from 0
-    in_chans: int = 3
-    num_classes: int = 150
+
+    def check(self) -> None:
+        super().check()
+        level_chans = self.encoder.map_chans[:0:-1]
+        tuples = ("decoder_depths", "decoder_num_heads", "decoder_pool")
+        self.require_lengths(len(level_chans), "a map of the encoder but the finest", *tuples)
+        self.require_positive("decoder_depths", "decoder_pool", "decoder_mlp_ratio", "decoder_dim")
+        self.require_rate("decoder_drop_path", "dropout")
+        what = f"the encoder's channels {level_chans}, deep to fine"
+        self.require_heads("decoder_num_heads", self.decoder_num_heads, what, level_chans)
 
 
 class AllAttentionDecoder(nn.Module):
@@ -60,7 +70,7 @@ class AllAttentionDecoder(nn.Module):
         self.levels = nn.ModuleList(
             BlockSequence(
                 *(
-                    EFTBlock(
+                    Block(
                         dim=dim,
                         attn=EmbeddingFreeAttention(
                             dim=dim,
@@ -94,20 +104,6 @@ class AllAttentionDecoder(nn.Module):
         return self.classifier(self.dropout(self.fuse(maps, features[1].shape[2:])))
 
 
-# attn4, attn44, attn444 are the blocks on c4, attn3 and attn33 those on c3, attn2 the one on c2.
-OFFICIAL_RULES = (
-    Drop(r"^decode_head\.conv_seg\.", "mmseg's classifier, never used by this head"),
-    Prefixed("backbone.", "encoder.", ENCODER_RULES),
-    Rename(r"^decode_head\.attn(4+|3+|2+)\.", lambda m: f"decoder.levels.{4 - int(m[1][0])}.{len(m[1]) - 1}."),
-    Rename(r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
-    Rename(r"\.attn\.norm\.", ".attn.kv_norm."),
-    Squeeze(r"\.attn\.sr\.weight$"),
-    Rename(r"\.attn\.sr\.", ".attn.kv."),
-    Rename(r"^decode_head\.linear_fuse\.", "decoder.fuse."),
-    Rename(r"^decode_head\.linear_pred\.", "decoder.classifier."),
-)
-
-
 class EDAFormer(EncoderDecoder):
     """An encoder of four maps and the all-attention decoder; scores at stride 8 of the encoder's second map.
 
@@ -116,7 +112,7 @@ class EDAFormer(EncoderDecoder):
         decoder: an AllAttentionDecoder made for its channels.
     """
 
-    key_layouts = (Layout("official", r"^decode_head\.linear_fuse\.", OFFICIAL_RULES),)
+    key_layouts = LAYOUTS
     # Paper notation [encoder]-[decoder] of the pooling sides; the factors multiply what was trained.
     reduction_presets = {
         "base": {},  # [8, 4, 2, 1]-[1, 2, 4]
@@ -127,16 +123,14 @@ class EDAFormer(EncoderDecoder):
 
 
 def build(cfg: EDAFormerConfig) -> EDAFormer:
-    encoder = dataclasses.replace(
-        cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate, num_classes=0
-    ).build()
+    encoder = cfg.build_encoder()
     decoder = AllAttentionDecoder(in_chans=[info["num_chs"] for info in encoder.feature_info], cfg=cfg)
     return EDAFormer(encoder=encoder, decoder=decoder, cfg=cfg)
 
 
 EDAFORMER_T = EDAFormerConfig()
 EDAFORMER_B = EDAFormerConfig(encoder=EFT_B, decoder_mlp_ratio=1.0, decoder_dim=768)
-EDAFORMER_MIT_B0 = EDAFormerConfig(encoder=MIT_B0, drop_path_rate=0.1)  # Table 10
+EDAFORMER_MIT_B0 = EDAFormerConfig(encoder=MIT_B0)  # Table 10
 TEST_EDAFORMER = EDAFormerConfig(
     encoder=TEST_EFT, decoder_depths=(2, 1, 1), decoder_num_heads=(4, 3, 2), decoder_dim=32, num_classes=13
 )
@@ -169,34 +163,5 @@ VARIANTS = {
     ),
     "test_edaformer": Variant(TEST_EDAFORMER),
 }
-
-_RECIPE = (
-    "download the checkpoint from the Google Drive folder named in the README of "
-    "https://github.com/hyunwoo137/EDAFormer and pass it as checkpoint_path="
-)
-_ORIGIN = "https://github.com/hyunwoo137/EDAFormer (arXiv 2407.17261)"
-_UNPUBLISHED = {"recommended_reduction": "optimal", "origin": _ORIGIN, "how_to_get": _RECIPE}
-_ADE20K = dataclasses.replace(MMSEG_ADE20K, **_UNPUBLISHED)
-_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **_UNPUBLISHED)
-_COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
-# Trained by benchmarks/train_scenes.py; accuracy in benchmarks/results.
-_SCENES = PretrainedCfg(
-    state="bundled",
-    file="edaformer_t.scenes.safetensors",
-    sha256="9124ca5556f880e6357cb27bacfd190570b43b51d5cc7ed1801ceef2990734cf",
-    size=9_861_554,
-    dataset="scenes",
-    label_set="scenes",
-    num_classes=13,
-    input_size=(256, 512),
-    test_size=(256, 512),
-    recommended_reduction="optimal",
-    license="apache-2.0",
-    commercial_use=True,
-    origin="segzoo, synthetic street scenes (segzoo.data.scenes)",
-)
-_OFFICIAL = {"ade20k": _ADE20K, "cityscapes": _CITYSCAPES, "coco_stuff": _COCO_STUFF}
-
-PRETRAINED = {"edaformer_t": {**_OFFICIAL, "scenes": _SCENES}, "edaformer_b": _OFFICIAL}
 
 register_family(Family(name="edaformer", build=build, variants=VARIANTS, pretrained=PRETRAINED))

@@ -11,27 +11,27 @@ The ImageNet head (mean pool + Linear) is our assumption, supported by the publi
 repository has none.
 
 Licence of the published weights: none stated; they lie in a Google Drive folder named in the official README.
+
+Shape letters: B batch, C channels, H, W rows and columns of a map, N query tokens, M key and value tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..layers.attention import attend
-from ..layers.mlp import ConvMlp
-from ..layers.patch_embed import OverlapPatchEmbed
+from ..layers.block import pyramid_stages
 from ..layers.reduction import KeyValueReduction, QueryReduction
-from .base import PyramidEncoder, Stage
+from .base import PyramidEncoder
+from .config import EncoderConfig
+from .eft_weights import LAYOUTS, PRETRAINED
 from .family import Family, PublishedCost, Variant, register_family
-from .keys import Layout, Rename, Squeeze
-from .rows import PretrainedCfg
 
 
-@dataclasses.dataclass(frozen=True)
-class EFTConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EFTConfig(EncoderConfig):
     """Configuration of an EFT encoder; one entry a stage in every tuple."""
 
     embed_dims: tuple[int, ...] = (32, 64, 128, 256)  # channels
@@ -41,11 +41,19 @@ class EFTConfig:
     pool: tuple[int, ...] = (8, 4, 2, 1)  # trained side of the key/value pooling window
     embedding_free: bool = True  # False: query, key and value projections (the ablation of Table 5b)
     drop_path_rate: float = 0.2  # of the last block; grows linearly from 0
-    in_chans: int = 3
-    num_classes: int = 1000  # 0: pooled features
 
     def build(self) -> EFT:
         return EFT(self)
+
+    @property
+    def map_chans(self) -> tuple[int, ...]:
+        return self.embed_dims
+
+    def check(self) -> None:
+        super().check()
+        self.require_positive("embed_dims", "depths", "mlp_ratio", "pool")
+        self.require_lengths(len(self.embed_dims), "a stage", "depths", "num_heads", "pool")
+        self.require_heads("num_heads", self.num_heads, f"embed_dims={self.embed_dims}", self.embed_dims)
 
 
 class EmbeddingFreeAttention(nn.Module):
@@ -79,46 +87,10 @@ class EmbeddingFreeAttention(nn.Module):
         return restore(self.proj(out_BNC))
 
 
-class EFTBlock(nn.Module):
-    """Pre-norm attention and feed-forward on a (B, H, W, C) map; also the block of EDAFormer's decoder."""
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        attn: EmbeddingFreeAttention,
-        mlp_ratio: float,
-        mlp_relu: bool,
-        norm_eps: float,
-        drop_path: float,
-    ):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = ConvMlp(dim=dim, hidden_dim=int(dim * mlp_ratio), relu=mlp_relu)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
-        return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
-
-
-# Checkpoints name stages from 1 and may carry the prefix of the segmentation model that they were cut from.
-ENCODER_RULES = (
-    Rename(r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.patch_embed."),
-    Rename(r"^block(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}."),
-    Rename(r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    Rename(r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
-    Squeeze(r"\.attn\.sr\.weight$"),
-    Rename(r"\.attn\.sr\.", ".attn.kv."),
-)
-
-
 class EFT(PyramidEncoder):
     """Embedding-free transformer: maps at strides 4, 8, 16, 32 and an ImageNet head."""
 
-    key_layouts = (Layout("official", r"^block1\.0\.attn\.sr\.", ENCODER_RULES),)
+    key_layouts = LAYOUTS
     reduction_presets = {
         "base": {},
         "optimal": {"encoder": (2, 2, 1, 1)},
@@ -126,33 +98,27 @@ class EFT(PyramidEncoder):
     }
 
     def __init__(self, cfg: EFTConfig):
-        drop_path = calculate_drop_path_rates(cfg.drop_path_rate, list(cfg.depths), stagewise=True)
-        in_chans = (cfg.in_chans, *cfg.embed_dims[:-1])
-        stages = []
-        for i, dim in enumerate(cfg.embed_dims):
-            blocks = [
-                EFTBlock(
-                    dim=dim,
-                    attn=EmbeddingFreeAttention(
-                        dim=dim,
-                        num_heads=cfg.num_heads[i],
-                        pool=cfg.pool[i],
-                        part="encoder",
-                        level=i,
-                        kv_norm=False,
-                        embedding_free=cfg.embedding_free,
-                    ),
-                    mlp_ratio=cfg.mlp_ratio,
-                    mlp_relu=True,
-                    norm_eps=1e-6,
-                    drop_path=drop_path[i][j],
-                )
-                for j in range(cfg.depths[i])
-            ]
-            embed = OverlapPatchEmbed(
-                in_chans=in_chans[i], embed_dim=dim, kernel_size=7 if i == 0 else 3, stride=4 if i == 0 else 2
+        def attention(stage: int) -> EmbeddingFreeAttention:
+            return EmbeddingFreeAttention(
+                dim=cfg.embed_dims[stage],
+                num_heads=cfg.num_heads[stage],
+                pool=cfg.pool[stage],
+                part="encoder",
+                level=stage,
+                kv_norm=False,
+                embedding_free=cfg.embedding_free,
             )
-            stages.append(Stage(patch_embed=embed, blocks=blocks, norm=nn.LayerNorm(dim, eps=1e-6)))
+
+        stages = pyramid_stages(
+            in_chans=cfg.in_chans,
+            embed_dims=cfg.embed_dims,
+            depths=cfg.depths,
+            attention=attention,
+            mlp_ratio=cfg.mlp_ratio,
+            mlp_relu=True,
+            norm_eps=1e-6,
+            drop_path_rate=cfg.drop_path_rate,
+        )
         super().__init__(cfg=cfg, stages=stages)
 
 
@@ -167,20 +133,5 @@ VARIANTS = {
     "eft_b": Variant(EFT_B, params=25_367_080, published=(PublishedCost((224, 224), gmacs=4.2, params_m=25.4),)),
     "test_eft": Variant(TEST_EFT),
 }
-
-_IMAGENET = PretrainedCfg(
-    dataset="imagenet",
-    num_classes=1000,
-    input_size=(224, 224),
-    resize="exact",
-    test_size=(224, 224),
-    origin="https://github.com/hyunwoo137/EDAFormer",
-    how_to_get=(
-        "download the ImageNet checkpoint from the Google Drive folder named in the README of "
-        "https://github.com/hyunwoo137/EDAFormer and pass it as checkpoint_path="
-    ),
-)
-
-PRETRAINED = {"eft_t": {"imagenet": _IMAGENET}, "eft_b": {"imagenet": _IMAGENET}}
 
 register_family(Family(name="eft", build=EFT, variants=VARIANTS, pretrained=PRETRAINED))

@@ -14,55 +14,51 @@ checkpoints is dropped.
 
 Licence of the published weights: NVIDIA Source Code License, research and evaluation only; Segformer++'s are derived
 from them and state none.
+
+Shape letters: B batch, C channels, H, W rows and columns of a map, K classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .._errors import SegzooError, WeightsError
+from .._errors import WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from .base import Encoder, EncoderDecoder
+from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
-from .keys import Drop, Layout, Prefixed, Rename, StateDict
-from .mit import (
-    HUB_RULES,
-    MIT_B0,
-    MIT_B1,
-    MIT_B2,
-    MIT_B3,
-    MIT_B4,
-    MIT_B5,
-    NVIDIA_TERMS,
-    ORIGINAL_RULES,
-    SEGFORMERPP_RULES,
-    TEST_MIT,
-    TRANSFORMERS_5_RULES,
-    MiT,
-    MiTConfig,
-)
-from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
+from .keys import StateDict
+from .mit import MIT_B0, MIT_B1, MIT_B2, MIT_B3, MIT_B4, MIT_B5, TEST_MIT, MiT, MiTConfig
+from .segformer_weights import LAYOUTS, PRETRAINED, merged_names
 
 
-@dataclasses.dataclass(frozen=True)
-class SegFormerConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegFormerConfig(SegmenterConfig):
     """Configuration of SegFormer."""
 
-    encoder: MiTConfig = MIT_B0
+    encoder: EncoderConfig = MIT_B0  # any encoder's
     score_kind: str = "logits"  # "logits" of num_classes classes, or "heatmap": one a keypoint, num_classes of them
     decoder: str = "segformer"  # "segformer", or "segformerpp": the decoder and eps of Segformer++'s own checkpoints
     decoder_dim: int = 256  # channels of decoder "segformer"
     segformerpp_dim: int = 256  # channels of decoder "segformerpp"
-    conv_norm_eps: float | None = None  # of the encoder's; None: 1e-5, or 1e-6 with decoder "segformerpp"
     dropout: float = 0.1  # of whole channels before the classifier
-    drop_path_rate: float = 0.1  # of the encoder's last block; grows linearly from 0
-    in_chans: int = 3
-    num_classes: int = 150
+
+    def check(self) -> None:
+        super().check()
+        self.require_choice("score_kind", ("logits", "heatmap"))
+        self.require_choice("decoder", ("segformer", "segformerpp"))
+        self.require_positive("decoder_dim", "segformerpp_dim")
+        self.require_rate("dropout")
+
+    def build_encoder(self) -> Encoder:
+        if self.decoder == "segformerpp" and isinstance(self.encoder, MiTConfig) and self.encoder.conv_norm_eps is None:
+            return dataclasses.replace(self.encoder, num_classes=0, conv_norm_eps=1e-6).build()
+        return super().build_encoder()
 
 
 class AllMLPDecoder(nn.Module):
@@ -117,38 +113,6 @@ class ConvDecoder(nn.Module):
         return self.classifier(self.dropout(self.fuse(maps, features[0].shape[2:])))
 
 
-# --- key rules ------------------------------------------------------------------------------------------------------
-
-_ORIGINAL = (
-    Drop(r"^decode_head\.conv_seg\.", "mmseg's classifier, never used by this head"),
-    Prefixed("backbone.", "encoder.", ORIGINAL_RULES),
-    Rename(r"^decode_head\.linear_c(\d)\.proj\.", lambda m: f"decoder.projections.{int(m[1]) - 1}."),
-    Rename(r"^decode_head\.linear_fuse\.", "decoder.fuse."),
-    Rename(r"^decode_head\.linear_pred\.", "decoder.classifier."),
-)
-_TRANSFORMERS_HEAD = (
-    Rename(r"^decode_head\.(linear_c|linear_projections)\.(\d)\.proj\.", r"decoder.projections.\2."),
-    Rename(r"^decode_head\.linear_fuse\.", "decoder.fuse.conv."),
-    Rename(r"^decode_head\.batch_norm\.", "decoder.fuse.bn."),
-    Rename(r"^decode_head\.classifier\.", "decoder.classifier."),
-)
-_HUB = (Prefixed("segformer.encoder.", "encoder.", HUB_RULES), *_TRANSFORMERS_HEAD)
-_TRANSFORMERS_5 = (Prefixed("segformer.", "encoder.", TRANSFORMERS_5_RULES), *_TRANSFORMERS_HEAD)
-_SMP = (
-    Prefixed("encoder.", "encoder.", ORIGINAL_RULES),
-    Rename(r"^decoder\.mlp_stage\.(\d)\.linear\.", lambda m: f"decoder.projections.{3 - int(m[1])}."),
-    Rename(r"^decoder\.fuse_stage\.0\.", "decoder.fuse.conv."),
-    Rename(r"^decoder\.fuse_stage\.1\.", "decoder.fuse.bn."),
-    Rename(r"^segmentation_head\.0\.", "decoder.classifier."),
-)
-_SEGFORMERPP = (
-    Prefixed("backbone.", "encoder.", SEGFORMERPP_RULES),
-    Rename(r"^decode_head\.convs\.(\d)\.", r"decoder.level_convs.\1."),
-    Rename(r"^decode_head\.fusion_conv\.", "decoder.fuse."),
-    Rename(r"^decode_head\.conv_seg\.", "decoder.classifier."),
-)
-
-
 class SegFormer(EncoderDecoder):
     """An encoder of maps at strides 4 to 32 and one of the two decoders; scores at the encoder's finest stride.
 
@@ -157,13 +121,7 @@ class SegFormer(EncoderDecoder):
         decoder: an AllMLPDecoder or ConvDecoder made for its channels.
     """
 
-    key_layouts = (
-        Layout("original", r"^decode_head\.linear_c4\.proj\.", _ORIGINAL),
-        Layout("hub", r"^segformer\.encoder\.", _HUB),
-        Layout("transformers 5", r"^segformer\.stages\.", _TRANSFORMERS_5),
-        Layout("smp", r"^decoder\.mlp_stage\.", _SMP),
-        Layout("segformer++", r"^decode_head\.fusion_conv\.", _SEGFORMERPP),
-    )
+    key_layouts = LAYOUTS
     reduction_presets = MiT.reduction_presets
 
     def fit_state(self, state: StateDict) -> StateDict:
@@ -202,31 +160,18 @@ class SegFormerKeypoints(SegFormer):
 
 
 def build(cfg: SegFormerConfig) -> SegFormer:
-    models = {"logits": SegFormer, "heatmap": SegFormerKeypoints}
-    if cfg.score_kind not in models:
-        raise SegzooError(f"score_kind must be {' or '.join(map(repr, models))}, not {cfg.score_kind!r}")
-    # The class of the decoder, its width, and the eps that the official weights with this decoder were trained with.
-    decoders = {
-        "segformer": (AllMLPDecoder, cfg.decoder_dim, 1e-5),
-        "segformerpp": (ConvDecoder, cfg.segformerpp_dim, 1e-6),
-    }
-    if cfg.decoder not in decoders:
-        raise SegzooError(f"decoder must be {' or '.join(map(repr, decoders))}, not {cfg.decoder!r}")
-    make_decoder, dim, official_eps = decoders[cfg.decoder]
-    encoder = dataclasses.replace(
-        cfg.encoder,
-        conv_norm_eps=official_eps if cfg.conv_norm_eps is None else cfg.conv_norm_eps,
-        drop_path_rate=cfg.drop_path_rate,
-        in_chans=cfg.in_chans,
-        num_classes=0,
-    ).build()
+    encoder = cfg.build_encoder()
+    make_decoder, dim = (
+        (AllMLPDecoder, cfg.decoder_dim) if cfg.decoder == "segformer" else (ConvDecoder, cfg.segformerpp_dim)
+    )
     decoder = make_decoder(
         in_chans=[info["num_chs"] for info in encoder.feature_info],
         dim=dim,
         dropout=cfg.dropout,
         num_classes=cfg.num_classes,
     )
-    return models[cfg.score_kind](encoder=encoder, decoder=decoder, cfg=cfg)
+    kind = SegFormerKeypoints if cfg.score_kind == "heatmap" else SegFormer
+    return kind(encoder=encoder, decoder=decoder, cfg=cfg)
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
@@ -262,15 +207,6 @@ _SEGFORMER_VARIANTS = {
 }
 
 
-def _merged(rows: Mapping[str, object]) -> dict[str, tuple[str, str]]:
-    """Segformer++'s names: {"segformerpp_b2_hq": ("segformer_b2", "hq"), ...}, the same models with a preset set."""
-    return {
-        f"{name.replace('segformer', 'segformerpp')}_{preset}": (name, preset)
-        for name in rows
-        for preset in ("hq", "fast", "n2d")
-    }
-
-
 def _keypoints(row: Variant) -> Variant:
     """One heatmap for each of COCO's 17 keypoints in place of the classes."""
     cfg = dataclasses.replace(row.cfg, score_kind="heatmap", num_classes=17)
@@ -282,148 +218,11 @@ VARIANTS = {
     **_SEGFORMER_VARIANTS,
     **{
         alias: dataclasses.replace(_SEGFORMER_VARIANTS[name], published=(), reduction=preset)
-        for alias, (name, preset) in _merged(_SEGFORMER_VARIANTS).items()
+        for alias, (name, preset) in merged_names(_SEGFORMER_VARIANTS).items()
     },
     **{f"{name}_keypoints": _keypoints(row) for name, row in _SEGFORMER_VARIANTS.items()},
     "test_segformer": Variant(TEST_SEGFORMER),
     "test_segformer_keypoints": _keypoints(Variant(TEST_SEGFORMER)),
-}
-
-# --- weights --------------------------------------------------------------------------------------------------------
-
-_NVIDIA = dataclasses.replace(MMSEG_ADE20K, **NVIDIA_TERMS)
-_NVIDIA_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **NVIDIA_TERMS)
-_SEGFORMERPP_CITYSCAPES = dataclasses.replace(
-    _NVIDIA_CITYSCAPES,
-    cfg_overrides={"decoder": "segformerpp"},
-    license="unknown",
-    license_url=None,
-    origin="https://github.com/KieDani/SegformerPlusPlus (arXiv 2405.14467)",
-    state="url",
-    url="https://mediastore.rz.uni-augsburg.de/get/yzE65lzm6N/",
-    file="segformerpp_b5_cityscapes.pth",
-    miou=82.39,
-    miou_protocol="not named in the official README",
-)
-_SEGFORMERPP_ADE20K = dataclasses.replace(
-    _SEGFORMERPP_CITYSCAPES,
-    **{
-        field: getattr(_NVIDIA, field)
-        for field in ("dataset", "label_set", "num_classes", "test_mode", "crop", "stride")
-    },
-    url="https://mediastore.rz.uni-augsburg.de/get/nKEjUHNAfK/",
-    file="segformerpp_b5_ade20k_640.pth",
-    miou=49.72,
-    input_size=(640, 640),
-    test_size=(640, 2048),
-)
-
-
-def _hub(
-    row: PretrainedCfg,
-    repository: str,
-    miou: float | None,
-    *,
-    revision: str | None = None,
-    file: str | None = None,
-    size: int | None = None,
-    sha256: str | None = None,
-    **fields: object,
-) -> PretrainedCfg:
-    """A row of the Hub. One whose commit is not recorded follows the branch "main"."""
-    return dataclasses.replace(
-        row,
-        state="hub",
-        hf_hub_id=repository,
-        hf_hub_filename=file,
-        hf_revision=revision,
-        size=size,
-        sha256=sha256,
-        miou=miou,
-        **fields,
-    )
-
-
-def _smp(size: str) -> dict[str, PretrainedCfg]:
-    """NVIDIA's weights as converted by segmentation_models_pytorch, which publishes no scores of its own."""
-    side = 640 if size == "b5" else 512
-    ade20k = {"input_size": (side, side), "test_size": (side, 2048), "file": "model.safetensors"}
-    return {
-        f"smp_ade20k_{side}": _hub(_NVIDIA, f"smp-hub/segformer-{size}-{side}x{side}-ade-160k", None, **ade20k),
-        "smp_cityscapes_1024": _hub(
-            _NVIDIA_CITYSCAPES, f"smp-hub/segformer-{size}-1024x1024-city-160k", None, file="model.safetensors"
-        ),
-    }
-
-
-_SEGFORMER_WEIGHTS = {
-    "segformer_b0": {
-        "nvidia_ade20k_512": _hub(
-            _NVIDIA,
-            "nvidia/segformer-b0-finetuned-ade-512-512",
-            37.4,
-            revision="489d5cd81a0b59fab9b7ea758d3548ebe99677da",
-            file="model.safetensors",
-            size=15_036_944,
-            sha256="6ae39addd01de6b1b8bde2cf677d43a5cd733424b8d186de3f95d1c51fee23f9",
-        ),
-        "nvidia_cityscapes_1024": _hub(
-            _NVIDIA_CITYSCAPES,
-            "nvidia/segformer-b0-finetuned-cityscapes-1024-1024",
-            76.2,
-            revision="21b3847fae21ddee674abd31129307b6a1235bd9",
-            file="pytorch_model.bin",
-            size=14_957_601,
-            sha256="027ed78d8ff9c535df5a66361c92b9673cca3cb923cbeb8c5802385b6b93194c",
-        ),
-    },
-    "segformer_b1": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b1-finetuned-ade-512-512", 42.2),
-        "nvidia_cityscapes_1024": _hub(
-            _NVIDIA_CITYSCAPES,
-            "nvidia/segformer-b1-finetuned-cityscapes-1024-1024",
-            78.5,
-            revision="ec86afeba68e656629ccf47e0c8d2902f964917b",
-        ),
-    },
-    "segformer_b2": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b2-finetuned-ade-512-512", 46.5),
-        "nvidia_cityscapes_1024": _hub(
-            _NVIDIA_CITYSCAPES,
-            "nvidia/segformer-b2-finetuned-cityscapes-1024-1024",
-            81.0,
-            revision="d633b2072669ca68d8f8e309de9b52bfdbf6bf72",
-            file="pytorch_model.bin",
-            size=109_597_961,
-        ),
-    },
-    "segformer_b3": {
-        "nvidia_ade20k_512": _hub(
-            _NVIDIA,
-            "nvidia/segformer-b3-finetuned-ade-512-512",
-            49.4,
-            revision="a820c29fc1e53723079d94ca0e09a14d2657fae6",
-        ),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b3-finetuned-cityscapes-1024-1024", 81.7),
-    },
-    "segformer_b4": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b4-finetuned-ade-512-512", 50.3),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b4-finetuned-cityscapes-1024-1024", 82.3),
-    },
-    "segformer_b5": {
-        "nvidia_ade20k_640": _hub(
-            _NVIDIA, "nvidia/segformer-b5-finetuned-ade-640-640", 51.0, input_size=(640, 640), test_size=(640, 2048)
-        ),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b5-finetuned-cityscapes-1024-1024", 82.4),
-        "segformerpp_ade20k_640": _SEGFORMERPP_ADE20K,
-        "segformerpp_cityscapes_1024": _SEGFORMERPP_CITYSCAPES,
-    },
-}
-
-_SEGFORMER_WEIGHTS = {name: {**rows, **_smp(name.rpartition("_")[2])} for name, rows in _SEGFORMER_WEIGHTS.items()}
-PRETRAINED = {
-    **_SEGFORMER_WEIGHTS,
-    **{alias: _SEGFORMER_WEIGHTS[name] for alias, (name, _) in _merged(_SEGFORMER_WEIGHTS).items()},
 }
 
 register_family(Family(name="segformer", build=build, variants=VARIANTS, pretrained=PRETRAINED))

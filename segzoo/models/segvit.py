@@ -13,6 +13,8 @@ spatial queries keep their grid, (H, W, C), and are interpolated. Swin has no re
 through one Linear each, deepest first, and their masks are resized to the finest map.
 
 Licence of the published weights: non-commercial (University of Adelaide).
+
+Shape letters: B batch, C channels, H, W map, N or Q queries, one a class, M tokens of a map, K classes, R rows.
 """
 
 from __future__ import annotations
@@ -21,71 +23,45 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._errors import SegzooError
 from ..layers.attention import attend
+from ..layers.grids import fit_grid, grid_of, resize_grid
 from ..layers.init import init_weights
 from ..layers.shapes import resize, resize_image_part, to_channels_last
-from .base import Encoder, SegmentationModel
+from .base import Encoder, Pyramid, SegmentationModel
+from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
-from .keys import Drop, Layout, Prefixed, Rename, Split, StateDict
-from .rows import PretrainedCfg
-from .vit import MMSEG_RULES, ImageMaps, ViT, ViTConfig, check_stages, fit_grid, grid_of, pad_to_multiple, resize_grid
+from .keys import StateDict
+from .segvit_weights import LAYOUTS, PRETRAINED
+from .swin import SWIN_TINY
+from .vit import ViTConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class SegViTConfig:
-    """Configuration of SegViT on a plain vision transformer."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegViTConfig(SegmenterConfig):
+    """Configuration of SegViT."""
 
-    # Encoder.
-    img_size: tuple[int, int] = (512, 512)  # (H, W) in pixels that position embedding and spatial queries are made for
-    patch_size: int = 16  # side of a patch in pixels
-    embed_dim: int = 768  # channels
-    depth: int = 12  # blocks
-    num_heads: int = 12
-    mlp_ratio: float = 4.0  # hidden width = ratio * channels
-    stages: tuple[int, ...] = (5, 7, 11)  # blocks, from 0, whose outputs feed the decoder (Table 5)
-    downsample_block: int | None = None  # block that halves the grid of the queries; None: no such block
-    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (Table 8)
-    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (Table 8)
-    drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
-    # Decoder.
-    upsample: bool = False  # spatial queries bring the features back to the full grid; then a single-stage cascade
+    encoder: EncoderConfig = ViTConfig()  # any encoder's; its maps feed the decoder (Table 5)
+    upsample: bool = False  # spatial queries bring a ViT's features back to the full grid; then a single-stage cascade
     decoder_dim: int = 384  # channels
     decoder_num_heads: int = 12
     decoder_layers: int = 3  # layers a stage
     dropout: float = 0.1  # in the decoder's layers
-    in_chans: int = 3
-    num_classes: int = 150
 
-
-@dataclasses.dataclass(frozen=True)
-class SwinConfig:
-    """Configuration of a Swin encoder: timm's, without its final norm."""
-
-    name: str = "swin_tiny_patch4_window7_224"  # timm's name
-    stages: tuple[int, ...] = (0, 1, 2, 3)  # stages, from 0, whose outputs are the features
-    drop_path_rate: float = 0.1
-    in_chans: int = 3
-    num_classes: int = 0  # 0: pooled features
-
-
-@dataclasses.dataclass(frozen=True)
-class SegViTSwinConfig:
-    """Configuration of SegViT on timm's Swin (Table 6)."""
-
-    encoder: SwinConfig = SwinConfig()
-    drop_path_rate: float = 0.1  # of the encoder's last block; grows linearly from 0
-    decoder_dim: int = 256  # channels
-    decoder_num_heads: int = 8
-    decoder_layers: int = 3  # layers a stage
-    dropout: float = 0.1  # in the decoder's layers
-    in_chans: int = 3
-    num_classes: int = 150
+    def check(self) -> None:
+        super().check()
+        self.require_positive("decoder_dim", "decoder_layers")
+        self.require_rate("dropout")
+        dim = self.decoder_dim
+        self.require_heads("decoder_num_heads", (self.decoder_num_heads,), f"decoder_dim={dim}", (dim,))
+        self.require(
+            not self.upsample or isinstance(self.encoder, ViTConfig),
+            "upsample=True needs a ViT as encoder, since the spatial queries are made for its img_size",
+        )
 
 
 class SelfAttention(nn.Module):
@@ -300,103 +276,13 @@ class SegViTDecoder(nn.Module):
         return self.atm(self.upsample(features), auxiliary=auxiliary)
 
 
-def _downsample_first(state: StateDict) -> StateDict:
-    """Original Swin files merge patches at the end of a stage, timm at the start of the next one."""
-    if "layers.0.downsample.reduction.weight" not in state:
-        return state
-    return Rename(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")(state)
-
-
-SWIN_RULES = (
-    Drop(r"\.(relative_position_index|attn_mask)$", "buffers that older timm versions stored"),
-    Drop(r"^norm\.", "the final norm: features are taken without it"),
-    Drop(r"^head\.", "timm's classifier sits on the final norm"),
-    _downsample_first,
-    Rename(r"^", "body."),
-)
-
-
-class Swin(Encoder):
-    """timm's Swin transformer as an encoder of any image size; it owns no reduction leaf: its windows are small.
-
-    Compile it with `dynamic=False`: torch's symbolic shapes do not get through the windows in reasonable time.
-    """
-
-    key_layouts = (Layout("timm", r"^layers\.0\.blocks\.", SWIN_RULES),)
-    first_conv = "body.patch_embed.proj.weight"
-
-    def __init__(self, cfg: SwinConfig):
-        super().__init__(cfg=cfg)
-        # Shifted windows in every stage, as at sizes larger than the 224 pixels of the name.
-        self.body = timm.create_model(
-            cfg.name,
-            in_chans=cfg.in_chans,
-            num_classes=0,
-            drop_path_rate=cfg.drop_path_rate,
-            strict_img_size=False,
-            always_partition=True,
-        )
-        self.body.norm = nn.Identity()
-        info = self.body.feature_info
-        check_stages(cfg.stages, len(info), "stage")
-        self.feature_info = [
-            {"num_chs": info[i]["num_chs"], "reduction": info[i]["reduction"], "module": f"body.layers.{i}"}
-            for i in cfg.stages
-        ]
-        # With whole cells of the coarsest map, every map covers the same pixels.
-        self.size_multiple = self.feature_info[-1]["reduction"]
-        self.make_head(self.feature_info[-1]["num_chs"])
-        self.head.apply(init_weights)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.body.set_grad_checkpointing(enable)
-
-    def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
-        """(B, in_chans, H, W) normalised images -> maps of the padded image at strides 4, 8, 16 and 32."""
-        padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
-        return ImageMaps(
-            self.body.forward_intermediates(padded_BCHW, indices=list(self.cfg.stages), intermediates_only=True),
-            image_size=tuple(x_BCHW.shape[2:]),
-            padded_size=tuple(padded_BCHW.shape[2:]),
-        )
-
-
 class MaskOutput(NamedTuple):
     """What SegViT's head knows before anything is of full size."""
 
     class_logits: Tensor  # (B, Q, K + 1), the last class is "no object"; query q was taught class q
     mask_logits: Tensor  # (B, Q, h, w)
-    image_size: tuple[int, int] | None  # (H, W) in pixels of the image; None: not known
+    image_size: tuple[int, int]  # (H, W) in pixels of the image
     padded_size: tuple[int, int]  # (H, W) in pixels that the masks cover
-
-
-STAGE_RULES = (
-    Drop(r"criterion\.empty_weight$", "class weights of the loss"),
-    Drop(r"^(conv_seg|conv_0|conv_1|syncbn_fc_0)\.", "classifiers of mmseg and of an early version, not used"),
-    Rename(r"^input_proj_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.proj."),
-    Rename(r"^proj_norm_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    Rename(r"^decoder_(\d)\.layers\.", lambda m: f"stages.{int(m[1]) - 1}.layers."),
-    Rename(r"\.self_attn\.in_proj_", ".self_attn.qkv."),
-    Rename(r"\.self_attn\.out_proj\.", ".self_attn.proj."),
-    Rename(r"\.multihead_attn\.out_proj\.", ".cross_attn.proj."),
-    Rename(r"\.multihead_attn\.", ".cross_attn."),
-    # torch packs the projections of its cross-attention; attention-to-mask has three.
-    Split(
-        r"\.cross_attn\.in_proj_(weight|bias)$",
-        ((r".cross_attn.q.\1", 1), (r".cross_attn.k.\1", 1), (r".cross_attn.v.\1", 1)),
-    ),
-)
-ATM_RULES = (*STAGE_RULES, Rename(r"^q\.weight$", "class_queries"))
-OFFICIAL_RULES = (
-    Prefixed("backbone.", "encoder.", MMSEG_RULES),
-    Prefixed("decode_head.", "decoder.atm.", ATM_RULES),
-)
-# `decode_head.q` holds the spatial queries here and `atm.q` the classes.
-OFFICIAL_SHRUNK_RULES = (
-    Prefixed("backbone.", "encoder.", MMSEG_RULES),
-    Prefixed("decode_head.atm.", "decoder.atm.", ATM_RULES),
-    Prefixed("decode_head.", "decoder.upsample.", (*STAGE_RULES, Rename(r"^q\.weight$", "queries"))),
-)
 
 
 class SegViT(SegmentationModel):
@@ -407,20 +293,13 @@ class SegViT(SegmentationModel):
         decoder: a SegViTDecoder.
     """
 
-    key_layouts = (
-        Layout("official", r"^decode_head\.class_embed\.", OFFICIAL_RULES),
-        Layout("official shrunk", r"^decode_head\.atm\.class_embed\.", OFFICIAL_SHRUNK_RULES),
-    )
+    key_layouts = LAYOUTS
     score_kind = "product"
 
     def __init__(self, *, encoder: Encoder, decoder: SegViTDecoder, cfg: Any):
         super().__init__(cfg=cfg)
         self.encoder = encoder
         self.decoder = decoder
-        self.first_conv = f"encoder.{encoder.first_conv}"
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.encoder.set_grad_checkpointing(enable)
 
     def fit_state(self, state: StateDict) -> StateDict:
         """Flat position embeddings and spatial queries get their grid; those of another `img_size` are resized."""
@@ -429,7 +308,7 @@ class SegViT(SegmentationModel):
                 state = fit_grid(state, name, parameter)
         return state
 
-    def forward_head(self, features: Sequence[Tensor]) -> MaskOutput:
+    def forward_head(self, features: Pyramid) -> MaskOutput:
         """Maps -> class logits and mask logits on the first map's grid, with the sizes that `to_size` needs."""
         return self._outputs(features)[-1]
 
@@ -437,9 +316,7 @@ class SegViT(SegmentationModel):
         """Scores (B, K, *size): mask logits resized bilinearly, sigmoid, weighted by class probability and summed.
 
         The edges of the image become the edges of `size`; the zero padding beyond them is cut off. At the image's own
-        size this is: resize to the padded size, product, crop. If the head's output does not know the image's size
-        (its features were a plain list), `size` is taken as the image's own where the encoder pads it to that grid, and
-        else the whole grid as the image.
+        size this is: resize to the padded size, product, crop.
         """
         return self.score_rows(head_output, size, 0, size[0])
 
@@ -449,7 +326,7 @@ class SegViT(SegmentationModel):
         masks_BQRW = resize_image_part(
             head_output.mask_logits,
             size,
-            image_size=head_output.image_size or self._assumed_image_size(head_output.padded_size, size),
+            image_size=head_output.image_size,
             padded_size=head_output.padded_size,
             rows=(start, stop),
         ).sigmoid()
@@ -479,34 +356,16 @@ class SegViT(SegmentationModel):
         atm.make_classifier(num_classes, like=atm.class_queries, dim=atm.class_queries.shape[1])
         self.num_classes = num_classes
 
-    def _outputs(self, features: Sequence[Tensor], *, auxiliary: bool = False) -> list[MaskOutput]:
-        if isinstance(features, ImageMaps):
-            image_size, padded_size = features.image_size, features.padded_size
-        else:
-            stride = self.feature_info[0]["reduction"]
-            H, W = features[0].shape[2:]
-            image_size, padded_size = None, (H * stride, W * stride)
+    def _outputs(self, features: Pyramid, *, auxiliary: bool = False) -> list[MaskOutput]:
         return [
-            MaskOutput(class_logits, mask_logits, image_size, padded_size)
-            for class_logits, mask_logits in self.decoder(features, auxiliary=auxiliary)
+            MaskOutput(class_logits, mask_logits, features.image_size, features.padded_size)
+            for class_logits, mask_logits in self.decoder(features.maps, auxiliary=auxiliary)
         ]
 
-    def _assumed_image_size(self, padded_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        stride = max(self.encoder.size_multiple, self.feature_info[0]["reduction"])
-        return size if grid_of(size, stride) == grid_of(padded_size, stride) else padded_size
 
-
-def build(cfg: SegViTConfig | SegViTSwinConfig) -> SegViT:
-    if cfg.decoder_num_heads < 1 or cfg.decoder_dim % cfg.decoder_num_heads:
-        raise SegzooError(f"decoder_num_heads={cfg.decoder_num_heads} must divide decoder_dim={cfg.decoder_dim}")
-    if isinstance(cfg, SegViTSwinConfig):
-        encoder = Swin(dataclasses.replace(cfg.encoder, in_chans=cfg.in_chans, drop_path_rate=cfg.drop_path_rate))
-        upsample, in_chans = nn.Identity(), _channels(encoder)
-    else:
-        # The encoder's options have the same names here; its own classes are none.
-        names = {field.name for field in dataclasses.fields(ViTConfig)} - {"num_classes"}
-        encoder = ViT(ViTConfig(**{name: getattr(cfg, name) for name in names}))
-        upsample, in_chans = _upsample(cfg, encoder)
+def build(cfg: SegViTConfig) -> SegViT:
+    encoder = cfg.build_encoder()
+    upsample, in_chans = _upsample(cfg, encoder)
     atm = AttentionToMask(
         in_chans=in_chans,
         dim=cfg.decoder_dim,
@@ -518,14 +377,14 @@ def build(cfg: SegViTConfig | SegViTSwinConfig) -> SegViT:
     return SegViT(encoder=encoder, decoder=SegViTDecoder(upsample=upsample, atm=atm), cfg=cfg)
 
 
-def _upsample(cfg: SegViTConfig, encoder: ViT) -> tuple[nn.Module, Sequence[int | None]]:
+def _upsample(cfg: SegViTConfig, encoder: Encoder) -> tuple[nn.Module, Sequence[int | None]]:
     """The query up-sampling of a config, or the identity, and the channels that the cascade then gets."""
-    if not cfg.upsample:
-        return nn.Identity(), _channels(encoder)
-    scale = encoder.feature_info[0]["reduction"]
+    in_chans = [info["num_chs"] for info in encoder.feature_info]
+    if not (cfg.upsample and isinstance(cfg.encoder, ViTConfig)):
+        return nn.Identity(), in_chans
     upsample = QueryUpsampling(
-        grid=grid_of(cfg.img_size, scale),
-        in_chans=_channels(encoder),
+        grid=grid_of(cfg.encoder.img_size, encoder.feature_info[0]["reduction"]),
+        in_chans=in_chans,
         dim=cfg.decoder_dim,
         num_heads=cfg.decoder_num_heads,
         num_layers=cfg.decoder_layers,
@@ -534,36 +393,22 @@ def _upsample(cfg: SegViTConfig, encoder: ViT) -> tuple[nn.Module, Sequence[int 
     return upsample, (None,)
 
 
-def _channels(encoder: Encoder) -> list[int]:
-    return [info["num_chs"] for info in encoder.feature_info]
+VIT_BASE_SHRUNK = ViTConfig(stages=(5, 11), downsample_block=6)
+VIT_LARGE = ViTConfig(
+    img_size=(640, 640), embed_dim=1024, depth=24, num_heads=16, stages=(7, 15, 23), drop_path_rate=0.3
+)
+VIT_LARGE_SHRUNK = dataclasses.replace(VIT_LARGE, stages=(7, 23), downsample_block=8)
+TEST_VIT = ViTConfig(img_size=(64, 64), embed_dim=24, depth=4, num_heads=2, stages=(1, 2, 3))
+TEST_VIT_SHRUNK = dataclasses.replace(TEST_VIT, stages=(1, 3), downsample_block=2)
 
-
-SEGVIT_SMALL = SegViTConfig(embed_dim=384, num_heads=6, decoder_dim=192, decoder_num_heads=6)
 SEGVIT_BASE = SegViTConfig()
-SEGVIT_LARGE = SegViTConfig(
-    img_size=(640, 640),
-    embed_dim=1024,
-    depth=24,
-    num_heads=16,
-    stages=(7, 15, 23),
-    drop_path_rate=0.3,
-    decoder_dim=512,
-    decoder_num_heads=16,
-)
-SEGVIT_BASE_SHRUNK = dataclasses.replace(SEGVIT_BASE, stages=(5, 11), downsample_block=6, upsample=True)
-SEGVIT_LARGE_SHRUNK = dataclasses.replace(SEGVIT_LARGE, stages=(7, 23), downsample_block=8, upsample=True)
-TEST_SEGVIT = SegViTConfig(
-    img_size=(64, 64),
-    embed_dim=24,
-    depth=4,
-    num_heads=2,
-    stages=(1, 2, 3),
-    decoder_dim=16,
-    decoder_num_heads=2,
-    decoder_layers=2,
-    num_classes=13,
-)
-TEST_SEGVIT_SHRUNK = dataclasses.replace(TEST_SEGVIT, stages=(1, 3), downsample_block=2, upsample=True)
+SEGVIT_SMALL = SegViTConfig(encoder=ViTConfig(embed_dim=384, num_heads=6), decoder_dim=192, decoder_num_heads=6)
+SEGVIT_LARGE = SegViTConfig(encoder=VIT_LARGE, decoder_dim=512, decoder_num_heads=16)
+SEGVIT_BASE_SHRUNK = SegViTConfig(encoder=VIT_BASE_SHRUNK, upsample=True)
+SEGVIT_LARGE_SHRUNK = dataclasses.replace(SEGVIT_LARGE, encoder=VIT_LARGE_SHRUNK, upsample=True)
+SEGVIT_SWIN_TINY = SegViTConfig(encoder=SWIN_TINY, decoder_dim=256, decoder_num_heads=8)  # Table 6
+TEST_SEGVIT = SegViTConfig(encoder=TEST_VIT, decoder_dim=16, decoder_num_heads=2, decoder_layers=2, num_classes=13)
+TEST_SEGVIT_SHRUNK = dataclasses.replace(TEST_SEGVIT, encoder=TEST_VIT_SHRUNK, upsample=True)
 
 
 def _published(rows: Iterable[tuple[int, float, int]]) -> tuple[PublishedCost, ...]:
@@ -584,70 +429,9 @@ VARIANTS = {
         params=344_596_631,
         published=_published([(640, 373.5, 150), (512, 224.8, 171), (480, 186.9, 59)]),
     ),
-    "segvit_swin_tiny": Variant(SegViTSwinConfig(), params=40_608_017, published=_published([(512, 48.0, 150)])),
+    "segvit_swin_tiny": Variant(SEGVIT_SWIN_TINY, params=40_608_017, published=_published([(512, 48.0, 150)])),
     "test_segvit": Variant(TEST_SEGVIT),
     "test_segvit_shrunk": Variant(TEST_SEGVIT_SHRUNK),
-}
-
-
-def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
-    """A released checkpoint: the .pth files of one Hub repository."""
-    return PretrainedCfg(
-        state="hub",
-        hf_hub_id="Akide/SegViTv1",
-        hf_hub_filename=file,
-        hf_revision=None,  # follows "main": of the commit only the first digits are known, 1cfdaf6
-        test_mode="slide",
-        miou=miou,
-        miou_protocol="sliding window; the figure in the name of the released file",
-        license="adelaidet-non-commercial",
-        license_url="https://huggingface.co/Akide/SegViTv1",
-        commercial_use=False,
-        origin="https://github.com/zbwxp/SegVit (arXiv 2210.05844)",
-        **fields,
-    )
-
-
-_ADE20K = {"dataset": "ade20k", "label_set": "ade20k", "num_classes": 150}
-_COCO_STUFF = {"dataset": "coco_stuff10k", "label_set": "coco_stuff", "num_classes": 171}
-_CONTEXT = {"dataset": "pascal_context", "label_set": "pascal_context_59", "num_classes": 59}
-_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # 127.5 in [0, 255]
-_SIDE_512 = {
-    "input_size": (512, 512),
-    "test_size": (512, 2048),
-    "test_min_side": 512,
-    "crop": (512, 512),
-    "stride": (341, 341),
-    "cfg_overrides": {"img_size": (512, 512)},
-}
-_SIDE_640 = {
-    "input_size": (640, 640),
-    "test_size": (640, 2048),
-    "crop": (640, 640),
-    "stride": (608, 608),
-    "cfg_overrides": {"img_size": (640, 640)},
-}
-_SIDE_480 = {
-    "input_size": (480, 480),
-    "test_size": (520, 520),
-    "test_min_side": 480,
-    "crop": (480, 480),
-    "stride": (320, 320),
-    "cfg_overrides": {"img_size": (480, 480)},
-}
-
-PRETRAINED = {
-    "segvit_base": {"ade20k": _row("ade_51.3.pth", 51.3, **_ADE20K, **_SIDE_512)},
-    "segvit_large": {
-        "ade20k": _row("ade_54.6.pth", 54.6, **_ADE20K, **_HALF, **_SIDE_640),
-        "coco_stuff10k": _row("COCOstuff_49.9.pth", 49.9, **_COCO_STUFF, **_HALF, **_SIDE_512),
-        "pascal_context": _row("PC59cls_64.1.pth", 64.1, **_CONTEXT, **_HALF, **_SIDE_480),
-    },
-    "segvit_large_shrunk": {
-        "ade20k": _row("ade_shrunk_53.9.pth", 53.9, **_ADE20K, **_HALF, **_SIDE_640),
-        "coco_stuff10k": _row("COCOstuff10k_shrunk_49.1.pth", 49.1, **_COCO_STUFF, **_HALF, **_SIDE_512),
-        "pascal_context": _row("PC59cls_62.3.pth", 62.3, **_CONTEXT, **_HALF, **_SIDE_480),
-    },
 }
 
 register_family(Family(name="segvit", build=build, variants=VARIANTS, pretrained=PRETRAINED))

@@ -10,12 +10,13 @@ the bottom and right to whole patches), the class token is dropped when weights 
 keeps its grid, (1, H, W, C), so that a grid of 4x9 is never mistaken for 6x6.
 
 Not in the registry: it is a part of SegViT. timm's ViT weights are Apache-2.0.
+
+Shape letters: B batch, C channels, H, W rows and columns of tokens, N query tokens, M key and value tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
@@ -24,17 +25,20 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._errors import SegzooError, WeightsError
 from ..layers.attention import attend
+from ..layers.block import BlockSequence
+from ..layers.grids import fit_grid, grid_of, pad_to_multiple, resize_grid
 from ..layers.init import init_weights
 from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
-from .base import BlockSequence, Encoder
-from .keys import Drop, Layout, Rename, StateDict
+from .base import Encoder, Pyramid
+from .config import EncoderConfig
+from .keys import StateDict
+from .vit_weights import LAYOUTS
 
 
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig(EncoderConfig):
     """Configuration of a plain vision transformer."""
 
     img_size: tuple[int, int] = (512, 512)  # (H, W) in pixels that the position embedding is made for
@@ -48,35 +52,26 @@ class ViTConfig:
     downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 8)
     downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 8)
     drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
-    in_chans: int = 3
     num_classes: int = 0  # 0: pooled features
 
+    def build(self) -> ViT:
+        return ViT(self)
 
-class ImageMaps(list):
-    """Maps of an image padded to whole patches, with the sizes that a decoder needs to find the image again.
+    @property
+    def map_chans(self) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(self.stages)
 
-    A plain list made of it (a slice, a copy) no longer has the sizes; who gets such a list takes every map as
-    covering the image.
-    """
-
-    def __init__(self, maps: Sequence[Tensor], *, image_size: tuple[int, int], padded_size: tuple[int, int]):
-        super().__init__(maps)
-        self.image_size = image_size  # (H, W) in pixels
-        self.padded_size = padded_size  # (H, W) in pixels that the maps cover
-
-
-def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
-    """Zeros at the bottom and right until both sides are multiples of `multiple`."""
-    H, W = x_BCHW.shape[2:]
-    # Said as target minus side, symbolic sides cancel and a dynamic compilation stays quick; `-H % multiple` does not.
-    return F.pad(x_BCHW, (0, -(-W // multiple) * multiple - W, 0, -(-H // multiple) * multiple - H))
-
-
-def resize_grid(grid_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize, without antialias, of something learned once a grid position: (B, H, W, C) -> (B, *size, C)."""
-    if grid_BHWC.shape[1:3] == tuple(size):
-        return grid_BHWC
-    return to_channels_last(F.interpolate(to_channels_first(grid_BHWC), size=tuple(size), mode="bicubic"))
+    def check(self) -> None:
+        super().check()
+        self.require_positive("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio")
+        self.require_heads("num_heads", (self.num_heads,), f"embed_dim={self.embed_dim}", (self.embed_dim,))
+        self.require_rising("stages", self.depth, "block")
+        self.require(
+            self.downsample_block is None or 0 <= self.downsample_block < self.depth,
+            f"downsample_block={self.downsample_block} must be None or from 0 to {self.depth - 1} (depth - 1)",
+        )
+        self.require_choice("downsample", ("nearest", "conv"))
+        self.require_choice("downsample_tokens", ("q", "qkv"))
 
 
 class PatchEmbed(nn.Module):
@@ -202,55 +197,16 @@ class ViTBlocks(BlockSequence):
         return outputs
 
 
-@dataclasses.dataclass(frozen=True)
-class DropClassToken:
-    """Leave out the class token and its position: they are dropped before block 0 and never reach attention."""
-
-    why: str = "the class token is dropped before block 0 and never reaches attention"
-
-    def __call__(self, state: StateDict) -> StateDict:
-        if "cls_token" not in state:
-            return state
-        state = {key: tensor for key, tensor in state.items() if key != "cls_token"}
-        if "pos_embed" in state:
-            state["pos_embed"] = state["pos_embed"][:, 1:]
-        return state
-
-
-TIMM_RULES = (
-    DropClassToken(),
-    Drop(r"^(fc_)?norm\.", "the final norm: features are taken without it"),
-    Drop(r"^head\.", "timm's classifier sits on the final norm"),
-)
-
-# mmsegmentation's names; the packing of q, k and v is the same.
-MMSEG_RULES = (
-    DropClassToken(),
-    Drop(r"^ln1\.", "the final norm of the pretrained ViT: features are taken without it"),
-    Rename(r"^patch_embed\.projection\.", "patch_embed.proj."),
-    Rename(r"^layers\.(\d+)\.", r"blocks.\1."),
-    Rename(r"\.ln([12])\.", r".norm\1."),
-    Rename(r"\.attn\.attn\.in_proj_", ".attn.qkv."),
-    Rename(r"\.attn\.attn\.out_proj\.", ".attn.proj."),
-    Rename(r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-    Rename(r"\.ffn\.layers\.1\.", ".mlp.fc2."),
-)
-
-
 class ViT(Encoder):
     """Plain vision transformer whose features are the outputs of chosen blocks, all at one stride.
 
     After a down-sampling block the stride is twice the patch size.
     """
 
-    key_layouts = (
-        Layout("timm", r"^(cls_token$|(fc_)?norm\.)", TIMM_RULES),
-        Layout("mmseg", r"^layers\.0\.attn\.attn\.", MMSEG_RULES),
-    )
+    key_layouts = LAYOUTS
     first_conv = "patch_embed.proj.weight"
 
     def __init__(self, cfg: ViTConfig):
-        _check(cfg)
         super().__init__(cfg=cfg)
         self.size_multiple = cfg.patch_size
         drop_path = calculate_drop_path_rates(cfg.drop_path_rate, cfg.depth)
@@ -292,65 +248,9 @@ class ViT(Encoder):
         """Position embeddings of timm and mmseg get their grid, and those made for another `img_size` are resized."""
         return fit_grid(state, "pos_embed", self.pos_embed)
 
-    def forward_features(self, x_BCHW: Tensor) -> ImageMaps:
+    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> one map (B, C, ceil(H / 16), ceil(W / 16)) for each of `stages`."""
         padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         x_BHWC = self.patch_embed(padded_BCHW)
         x_BHWC = (x_BHWC + resize_grid(self.pos_embed, x_BHWC.shape[1:3])).contiguous()
-        return ImageMaps(
-            [to_channels_first(map_BHWC) for map_BHWC in self.blocks(x_BHWC)],
-            image_size=tuple(x_BCHW.shape[2:]),
-            padded_size=tuple(padded_BCHW.shape[2:]),
-        )
-
-
-def grid_of(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches that cover an image of (H, W) pixels."""
-    return -(-img_size[0] // patch_size), -(-img_size[1] // patch_size)
-
-
-def fit_grid(state: StateDict, name: str, own: Tensor) -> StateDict:
-    """Fit what is learned once a grid position, (..., H, W, C) here and (..., N, C) in official files, to `own`.
-
-    A flat one with as many positions as `own` is taken to have its grid, any other to be square; a grid other than
-    `own`'s is resized bicubically.
-    """
-    if name not in state or state[name].shape == own.shape or state[name].shape[-1] != own.shape[-1]:
-        return state
-    learned = state[name]
-    H, W = own.shape[-3:-1]
-    if learned.ndim == own.ndim - 1:
-        positions = learned.shape[-2]
-        side = math.isqrt(positions)
-        if positions != H * W and side * side != positions:
-            raise WeightsError(
-                f"{name} has {positions} positions, which is no square grid; set img_size= to the size in pixels that "
-                "it was trained for"
-            )
-        learned = learned.unflatten(-2, (H, W) if positions == H * W else (side, side))
-    if learned.ndim != own.ndim:
-        return state
-    grid_BHWC = learned.reshape(-1, *learned.shape[-3:])
-    return {**state, name: resize_grid(grid_BHWC, (H, W)).reshape(own.shape)}
-
-
-def check_stages(stages: Sequence[int], count: int, what: str) -> None:
-    """Raises SegzooError unless `stages` are rising numbers of `count` blocks or stages, at least one."""
-    if not stages or list(stages) != sorted(set(stages)) or not 0 <= stages[0] <= stages[-1] < count:
-        raise SegzooError(f"stages={stages} must be rising {what} numbers from 0 to {count - 1}")
-
-
-def _check(cfg: ViTConfig) -> None:
-    check_stages(cfg.stages, cfg.depth, "block")
-    if cfg.downsample_block is not None and not 0 <= cfg.downsample_block < cfg.depth:
-        raise SegzooError(
-            f"downsample_block={cfg.downsample_block} must be None or from 0 to {cfg.depth - 1} (depth - 1)"
-        )
-    if cfg.downsample not in ("nearest", "conv"):
-        raise SegzooError(f"downsample must be 'nearest' or 'conv', not {cfg.downsample!r}")
-    if cfg.downsample_tokens not in ("q", "qkv"):
-        raise SegzooError(f"downsample_tokens must be 'q' or 'qkv', not {cfg.downsample_tokens!r}")
-    if cfg.num_heads < 1 or cfg.embed_dim % cfg.num_heads:
-        raise SegzooError(f"num_heads={cfg.num_heads} must divide embed_dim={cfg.embed_dim}")
-    if not isinstance(cfg.img_size, tuple) or len(cfg.img_size) != 2 or min(cfg.img_size) < 1:
-        raise SegzooError(f"img_size must be (H, W) in pixels, not {cfg.img_size!r}")
+        return self.pyramid([to_channels_first(map_BHWC) for map_BHWC in self.blocks(x_BHWC)], x_BCHW, padded_BCHW)

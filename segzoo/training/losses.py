@@ -132,7 +132,7 @@ class ATMLoss(nn.Module):
         return resize_image_part(
             masks_PHW[:, None],
             size,
-            image_size=prediction.image_size or prediction.padded_size,
+            image_size=prediction.image_size,
             padded_size=prediction.padded_size,
         ).flatten(1)
 

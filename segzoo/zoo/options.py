@@ -36,26 +36,37 @@ def check_num_classes(num_classes: int | None, variant_name: str) -> None:
 
 
 def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """`dataclasses.replace` that refuses unknown names with the valid ones, and goes into nested configs by dict.
+    """A copy of a frozen dataclass with other values, given by name.
 
-    An option that only the nested `encoder` has goes there.
+    Args:
+        overrides: a dict replaces single fields of a nested config; a list becomes a tuple; a name that only the nested
+            `encoder` has goes there.
+        where: what the options belong to, for refusals.
+
+    Raises:
+        SegzooError: a name that there is not (the message lists the valid ones), or a value that the config refuses.
     """
     valid = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
-    encoder = valid.get("encoder")
+    encoder = overrides.get("encoder")
+    encoder = encoder if dataclasses.is_dataclass(encoder) else valid.get("encoder")
+    of_encoder = [field.name for field in dataclasses.fields(encoder)] if dataclasses.is_dataclass(encoder) else []
     changes: dict[str, Any] = {}
+    flat: dict[str, Any] = {}  # options of the encoder, set in one step, since one may need another
     for name, value in overrides.items():
-        if name not in valid and name in {field.name for field in dataclasses.fields(encoder or cfg)}:
-            inner = changes.get("encoder", encoder)
-            changes["encoder"] = override(inner, {name: value}, where)  # an encoder's option may be given flat
-            continue
-        if name not in valid:
-            close = difflib.get_close_matches(name, [*valid, "num_classes", "features_only", "checkpoint_path"], n=1)
+        if name in valid:
+            nested = valid[name]
+            if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
+                value = override(nested, value, f"{where}: {name}")
+            changes[name] = tuple(value) if isinstance(value, list) else value
+        elif name in of_encoder:
+            flat[name] = value
+        else:
+            names = [*valid, *(name for name in of_encoder if name not in valid)]
+            close = difflib.get_close_matches(name, [*names, "num_classes", "features_only", "checkpoint_path"], n=1)
             hint = f"did you mean {close[0]}? Options" if close else "options"
-            raise SegzooError(f"{where} has no option {name!r}; {hint}: {', '.join(valid)}")
-        nested = valid[name]
-        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            value = override(nested, value, f"{where}: {name}")
-        changes[name] = tuple(value) if isinstance(value, list) else value
+            raise SegzooError(f"{where} has no option {name!r}; {hint}: {', '.join(names)}")
+    if flat and dataclasses.is_dataclass(inner := changes.get("encoder", encoder)):
+        changes["encoder"] = override(inner, flat, where)
     return dataclasses.replace(cfg, **changes)
 
 

@@ -1,0 +1,67 @@
+"""Grids of patches: padding an image to whole patches, and resizing what is learned once a grid position.
+
+Shape letters: B batch, C channels, H, W rows and columns, N positions of a grid in row-major order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._errors import WeightsError
+from .shapes import to_channels_first, to_channels_last
+
+
+def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and right until both sides are multiples of `multiple`."""
+    H, W = x_BCHW.shape[2:]
+    # Said as target minus side, symbolic sides cancel and a dynamic compilation stays quick; `-H % multiple` does not.
+    return F.pad(x_BCHW, (0, -(-W // multiple) * multiple - W, 0, -(-H // multiple) * multiple - H))
+
+
+def grid_of(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches that cover an image of (H, W) pixels."""
+    return -(-img_size[0] // patch_size), -(-img_size[1] // patch_size)
+
+
+def resize_grid(grid_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize, without antialias, of something learned once a grid position: (B, H, W, C) -> (B, *size, C)."""
+    if grid_BHWC.shape[1:3] == tuple(size):
+        return grid_BHWC
+    return to_channels_last(F.interpolate(to_channels_first(grid_BHWC), size=tuple(size), mode="bicubic"))
+
+
+def fit_grid(state: dict[str, Any], name: str, own: Tensor) -> dict[str, Any]:
+    """Fit what is learned once a grid position, (..., H, W, C) here and (..., N, C) in official files, to `own`.
+
+    A flat one with as many positions as `own` is taken to have its grid, any other to be square; a grid other than
+    `own`'s is resized bicubically.
+
+    Args:
+        state: a state dict; returned as it is if it has no such name, or a tensor of other channels under it.
+        name: of the learned tensor in it.
+        own: the model's parameter of that name.
+
+    Raises:
+        WeightsError: positions that form no square.
+    """
+    if name not in state or state[name].shape == own.shape or state[name].shape[-1] != own.shape[-1]:
+        return state
+    learned = state[name]
+    H, W = own.shape[-3:-1]
+    if learned.ndim == own.ndim - 1:
+        positions = learned.shape[-2]
+        side = math.isqrt(positions)
+        if positions != H * W and side * side != positions:
+            raise WeightsError(
+                f"{name} has {positions} positions, which is no square grid; set img_size= to the size in pixels that "
+                "it was trained for"
+            )
+        learned = learned.unflatten(-2, (H, W) if positions == H * W else (side, side))
+    if learned.ndim != own.ndim:
+        return state
+    grid_BHWC = learned.reshape(-1, *learned.shape[-3:])
+    return {**state, name: resize_grid(grid_BHWC, (H, W)).reshape(own.shape)}

@@ -1,0 +1,28 @@
+"""Swin's key rules: the names of timm's parameters and of the original files. It has no weights rows yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .keys import Drop, Layout, Rename, StateDict
+from .rows import PretrainedCfg
+
+
+def _downsample_first(state: StateDict) -> StateDict:
+    """Original Swin files merge patches at the end of a stage, timm at the start of the next one."""
+    if "layers.0.downsample.reduction.weight" not in state:
+        return state
+    return Rename(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")(state)
+
+
+SWIN_RULES = (
+    Drop(r"\.(relative_position_index|attn_mask)$", "buffers that older timm versions stored"),
+    Drop(r"^norm\.", "the final norm: features are taken without it"),
+    Drop(r"^head\.", "timm's classifier sits on the final norm"),
+    _downsample_first,
+    Rename(r"^", "body."),
+)
+
+LAYOUTS = (Layout("timm", r"^layers\.0\.blocks\.", SWIN_RULES),)
+
+PRETRAINED: Mapping[str, Mapping[str, PretrainedCfg]] = {}
