@@ -15,7 +15,8 @@ from torch import nn
 
 import segzoo
 from segzoo import SegzooError
-from segzoo.models.rtformer import CrossResolutionAttention, GPUFriendlyAttention
+from segzoo.models.rtformer import RTFORMER_SLIM
+from segzoo.models.rtformer_backbone import ATTENTION, CrossResolutionAttention, GPUFriendlyAttention
 from segzoo.zoo.names import variant_of
 
 # golden file -> (name, channel strides of the stored logits, low logits and auxiliary logits)
@@ -290,7 +291,7 @@ def test_the_grid_is_one_site_of_both_blocks():
     assert list(sites) == ["encoder.grid"]
     assert len(sites["encoder.grid"]) == 2
     assert list(segzoo.reduction_sites(segzoo.create_model("rtformer_slim_backbone"))) == ["encoder.grid"]
-    assert "encoder.grid" not in segzoo.reduction_sites(tiny(attention_high="gpu_friendly"))
+    assert "encoder.grid" not in segzoo.reduction_sites(tiny(attention="gfa+gfa"))
 
 
 def test_reduction_halves_the_grid_and_keeps_the_temperature():
@@ -329,14 +330,10 @@ def test_reduction_saves_a_quarter_of_the_grids_cost():
 @pytest.mark.parametrize(
     "options",
     [
-        {"attention_low": "external"},
-        {"attention_low": "external", "external_ratio": 0.125},
-        {"attention_low": "multi_head"},
-        {"attention_high": "gpu_friendly"},
-        {"attention_high": "external"},
-        {"attention_high": "multi_head"},
-        {"attention_low": "multi_head", "attention_high": "multi_head"},
-        {"attention_low": "external", "attention_high": "external"},
+        {"attention": "gfa+gfa"},
+        {"attention": "external"},
+        {"attention": "external", "external_ratio": 0.125},
+        {"attention": "self"},
         {"groups": 1},
         {"groups": 2},
         {"cross_size": 6},
@@ -363,15 +360,14 @@ def test_ablations_build_run_and_learn(options):
         torch.testing.assert_close(exact, model(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["gpu_friendly", "external", "multi_head", "cross"])
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_ablations_differ_in_what_they_compute(kind):
     x = torch.randn(1, 3, 64, 64)
-    names = {name for name, _ in tiny(attention_high=kind).named_parameters() if ".attn_high." in name}
-    others = [k for k in ("gpu_friendly", "external", "multi_head", "cross") if k != kind]
-    for other in others:
-        assert names != {name for name, _ in tiny(attention_high=other).named_parameters() if ".attn_high." in name}
+    names = {name for name, _ in tiny(attention=kind).named_parameters() if ".attn_" in name}
+    for other in set(ATTENTION) - {kind}:
+        assert names != {name for name, _ in tiny(attention=other).named_parameters() if ".attn_" in name}
     with torch.no_grad():
-        assert tiny(attention_high=kind)(x).isfinite().all()
+        assert tiny(attention=kind)(x).isfinite().all()
 
 
 def test_groups_change_the_normalisation():
@@ -392,14 +388,15 @@ def test_groups_change_the_normalisation():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention_low": "cross"}, ("attention_low", "gpu_friendly, external, multi_head")),
-        ({"attention_high": "linear"}, ("attention_high", "cross")),
+        ({"attention": "ca"}, ("attention", "gfa+ca, gfa+gfa, external, self")),
         ({"feed_forward": "swiglu"}, ("feed_forward", "conv3x3, mix")),
         ({"cross_size": 0}, ("cross_size", "at least 1")),
         ({"cross_size": 2.5}, ("cross_size", "whole number")),
-        ({"groups": 3}, ("groups=3", "low branch (64)", "gpu_friendly")),
-        ({"attention_high": "gpu_friendly", "cross_size": 5}, ("groups=4", "cross_size ** 2 (25)")),
-        ({"injection": (True,)}, ("injection", "two")),
+        ({"groups": 3}, ("groups=3", "low branch (64)", "gfa+ca")),
+        ({"groups": (4, 2)}, ("groups", "whole number", "(4, 2)")),
+        ({"attention": "gfa+gfa", "cross_size": 5}, ("groups=4", "cross_size ** 2 (25)")),
+        ({"injection": (True,)}, ("injection", "tuple[bool, bool]")),
+        ({"encoder": RTFORMER_SLIM}, ("encoder", "RTFormerBackboneConfig")),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):
@@ -418,7 +415,7 @@ def test_weights_rows_carry_the_hyper_parameters_of_their_data_set():
     }
     for name, values in expected.items():
         cfg = meta(name).cfg
-        assert (cfg.cross_size, cfg.injection, cfg.drop_path_rate, cfg.num_classes) == values
+        assert (cfg.encoder.cross_size, cfg.encoder.injection, cfg.encoder.drop_path_rate, cfg.num_classes) == values
     assert meta("rtformer_slim.camvid").cfg.num_classes == 11
     assert meta("rtformer_base.coco_stuff").cfg.num_classes == 171
 

@@ -3,7 +3,7 @@
 Importing registers every family.
 """
 
-from . import edaformer, eft, mit, rtformer, segformer, segvit
+from . import edaformer, eft, mit, rtformer, rtformer_backbone, segformer, segvit
 from .base import Encoder, FeaturePyramid, Model, SegmentationModel
 from .rows import PretrainedCfg
 
@@ -17,6 +17,7 @@ __all__ = [
     "eft",
     "mit",
     "rtformer",
+    "rtformer_backbone",
     "segformer",
     "segvit",
 ]
