@@ -336,6 +336,8 @@ def test_reduction_saves_a_quarter_of_the_grids_cost():
         {"attention": "self"},
         {"groups": 1},
         {"groups": 2},
+        {"groups": (8, 2), "attention": "gfa+gfa"},
+        {"groups": (4, 1), "attention": "self"},
         {"cross_size": 6},
         {"feed_forward": "mix"},
         {"feed_forward": "mix", "mlp_ratio": 2},
@@ -385,6 +387,15 @@ def test_groups_change_the_normalisation():
             torch.testing.assert_close(model(x.double(), x), expected, rtol=0, atol=1e-12)
 
 
+def test_each_branch_has_its_own_groups_and_as_many_keys_as_channels():
+    for groups, expected in (((8, 2), (8, 2)), (4, (4, 4))):
+        for block in tiny(attention="gfa+gfa", groups=groups, cross_size=5).encoder.blocks:
+            attention = (block.attn_low, block.attn_high)
+            assert tuple(attn.groups for attn in attention) == expected
+            assert [attn.values.in_features for attn in attention] == [64, 16]
+    assert tiny(groups=(8, 3)).encoder.blocks[1].attn_low.groups == 8  # the high branch has no groups here
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -392,9 +403,10 @@ def test_groups_change_the_normalisation():
         ({"feed_forward": "swiglu"}, ("feed_forward", "conv3x3, mix")),
         ({"cross_size": 0}, ("cross_size", "at least 1")),
         ({"cross_size": 2.5}, ("cross_size", "whole number")),
-        ({"groups": 3}, ("groups=3", "low branch (64)", "gfa+ca")),
-        ({"groups": (4, 2)}, ("groups", "whole number", "(4, 2)")),
-        ({"attention": "gfa+gfa", "cross_size": 5}, ("groups=4", "cross_size ** 2 (25)")),
+        ({"groups": 3}, ("groups=3", "low branch (64)")),
+        ({"groups": (8, 3), "attention": "gfa+gfa"}, ("groups=(8, 3)", "high branch (16)")),
+        ({"groups": (8, 0)}, ("groups=(8, 0)", "high branch")),
+        ({"groups": (8, 2, 1)}, ("groups", "whole number", "(8, 2, 1)")),
         ({"injection": (True,)}, ("injection", "tuple[bool, bool]")),
         ({"encoder": RTFORMER_SLIM}, ("encoder", "RTFormerBackboneConfig")),
     ],

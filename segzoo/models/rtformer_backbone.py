@@ -51,7 +51,7 @@ class RTFormerBackboneConfig(Config):
     depths: tuple[int, int, int] = (2, 2, 2)  # residual blocks at strides 4, 8 and 16
     injection: tuple[bool, bool] = (True, True)  # high branch into the low one at the end of the two RTFormer blocks
     attention: str = "gfa+ca"  # low branch + high branch; or a baseline in both: "external", "self"
-    groups: int = 8  # normalisation groups of gfa, heads of the baselines
+    groups: int | tuple[int, int] = 8  # normalisation groups of gfa, heads of the baselines; two: (low, high) branch
     cross_size: int = 12  # side of the cross-resolution grid; also sets the scale of that attention
     external_ratio: float = 1.0  # external: memory units = ratio * channels, shared by the heads
     feed_forward: str = "conv3x3"  # "conv3x3": two of them; "mix": Linear, depthwise 3x3, Linear
@@ -69,20 +69,22 @@ class RTFormerBackboneConfig(Config):
     def low_chans(self) -> int:
         return 8 * self.base_chans
 
+    @property
+    def groups_of_branches(self) -> tuple[int, int]:
+        """Of the low and of the high branch."""
+        return self.groups if isinstance(self.groups, tuple) else (self.groups, self.groups)
+
     def check(self) -> None:
         for name, valid in (("attention", ATTENTION), ("feed_forward", FEED_FORWARD)):
             if getattr(self, name) not in valid:
                 raise SegzooError(f"{name} must be one of {', '.join(valid)}, not {getattr(self, name)!r}")
         if self.cross_size < 1:
             raise SegzooError(f"cross_size must be at least 1, not {self.cross_size}")
-        divided = {"channels of the low branch": self.low_chans}
-        if self.attention == "gfa+gfa":
-            divided["learned keys of the high branch, cross_size ** 2"] = self.cross_size**2
-        elif self.attention != "gfa+ca":
-            divided["channels of the high branch"] = self.high_chans
-        for what, width in divided.items():
-            if self.groups < 1 or width % self.groups:
-                raise SegzooError(f"groups={self.groups} must divide the {what} ({width}), for {self.attention!r}")
+        widths = {"low branch": self.low_chans, "high branch": self.high_chans}
+        for (branch, width), groups in zip(widths.items(), self.groups_of_branches, strict=True):
+            has_none = branch == "high branch" and self.attention == "gfa+ca"
+            if groups < 1 or (width % groups and not has_none):
+                raise SegzooError(f"groups={self.groups} must divide the channels of the {branch} ({width})")
 
     def build(self) -> RTFormerBackbone:
         return RTFormerBackbone(self)
@@ -183,22 +185,18 @@ class CrossResolutionAttention(nn.Module):
         return self
 
 
-def make_attention(cfg: RTFormerBackboneConfig, *, in_chans: int, chans: int, inner: int, cross: bool) -> nn.Module:
-    """One branch's attention; one that widens its map also halves it.
-
-    Args:
-        inner: number of learned keys.
-        cross: whether the other branch may be attended to.
-    """
+def make_attention(cfg: RTFormerBackboneConfig, *, in_chans: int, chans: int, high: bool) -> nn.Module:
+    """The attention of the high or the low branch; one that widens its map also halves it."""
     shape: dict[str, int] = {"in_chans": in_chans, "chans": chans, "stride": 1 if in_chans == chans else 2}
+    groups = cfg.groups_of_branches[high]
     if cfg.attention == "external":
         memory = max(1, int(cfg.external_ratio * chans))
-        return ExternalAttention(**shape, memory=memory, num_heads=cfg.groups)
+        return ExternalAttention(**shape, memory=memory, num_heads=groups)
     if cfg.attention == "self":
-        return MultiHeadAttention(**shape, num_heads=cfg.groups)
-    if cfg.attention == "gfa+ca" and cross:
+        return MultiHeadAttention(**shape, num_heads=groups)
+    if cfg.attention == "gfa+ca" and high:
         return CrossResolutionAttention(chans=chans, low_chans=cfg.low_chans, cross_size=cfg.cross_size)
-    return GPUFriendlyAttention(**shape, inner=inner, groups=cfg.groups)
+    return GPUFriendlyAttention(**shape, inner=chans, groups=groups)
 
 
 # --- the RTFormer block ---------------------------------------------------------------------------------------------
@@ -282,10 +280,10 @@ def make_block(cfg: RTFormerBackboneConfig, *, low_in_chans: int, injection: boo
     chans, low_chans = cfg.high_chans, cfg.low_chans
     return RTFormerBlock(
         shortcut_low=make_shortcut(low_in_chans, low_chans),
-        attn_low=make_attention(cfg, in_chans=low_in_chans, chans=low_chans, inner=low_chans, cross=False),
+        attn_low=make_attention(cfg, in_chans=low_in_chans, chans=low_chans, high=False),
         mlp_low=make_feed_forward(cfg, low_chans),
         compress=norm_act_conv(low_chans, chans),
-        attn_high=make_attention(cfg, in_chans=chans, chans=chans, inner=cfg.cross_size**2, cross=True),
+        attn_high=make_attention(cfg, in_chans=chans, chans=chans, high=True),
         mlp_high=make_feed_forward(cfg, chans),
         inject=nn.Sequential(
             *norm_act_conv(chans, low_chans // 2, 3, 2), *norm_act_conv(low_chans // 2, low_chans, 3, 2)
