@@ -17,6 +17,13 @@ import segzoo
 from segzoo import SegzooError
 from segzoo.models.rtformer import RTFORMER_SLIM
 from segzoo.models.rtformer_backbone import ATTENTION, CrossResolutionAttention, GPUFriendlyAttention
+from segzoo.models.rtformer_baselines import (
+    ExternalAttention,
+    LinformerAttention,
+    MultiHeadAttention,
+    NystromAttention,
+    pseudo_inverse,
+)
 from segzoo.zoo.names import variant_of
 
 # golden file -> (name, channel strides of the stored logits, low logits and auxiliary logits)
@@ -334,6 +341,9 @@ def test_reduction_saves_a_quarter_of_the_grids_cost():
         {"attention": "external"},
         {"attention": "external", "external_ratio": 0.125},
         {"attention": "self"},
+        {"attention": "self", "groups": (8, 2), "spatial_reduction": 4},
+        {"attention": "linformer", "linformer_rank": 5, "linformer_size": (128, 100)},
+        {"attention": "nystrom", "groups": (8, 2), "landmark_side": 3},
         {"groups": 1},
         {"groups": 2},
         {"groups": (8, 2), "attention": "gfa+gfa"},
@@ -396,10 +406,188 @@ def test_each_branch_has_its_own_groups_and_as_many_keys_as_channels():
     assert tiny(groups=(8, 3)).encoder.blocks[1].attn_low.groups == 8  # the high branch has no groups here
 
 
+# ---- the baselines, each against its formula for one image in float64
+
+
+def baseline(kind: type, **options) -> nn.Module:
+    torch.manual_seed(0)
+    attention = kind(in_chans=8, chans=12, **options).double().eval()
+    for name, parameter in attention.named_parameters():
+        nn.init.normal_(parameter, std=0.5 if "norm" in name else 0.3)
+    with torch.no_grad():
+        norm = attention.q.bn if kind is ExternalAttention else attention.norm
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return attention
+
+
+def normed_tokens(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(1, C, H, W) -> (H, W, C)"""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return (x[0].permute(1, 2, 0) - norm.running_mean) * scale + norm.bias
+
+
+def assert_is(attention: nn.Module, x: torch.Tensor, expected_NC: torch.Tensor, **tolerance) -> None:
+    with torch.no_grad():
+        out = attention(x, x)
+    torch.testing.assert_close(out[0].flatten(1).T, expected_NC, **tolerance or {"rtol": 0, "atol": 1e-12})
+
+
+def heads(x: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return list(x.flatten(0, -2).chunk(count, dim=-1))
+
+
+def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    return x @ layer.weight.T + layer.bias
+
+
+def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    weights = (q @ k.T / q.shape[1] ** 0.5).exp()
+    return weights / weights.sum(dim=1, keepdim=True) @ v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_external_attention_normalises_twice(stride):
+    attention = baseline(ExternalAttention, memory=5, num_heads=3, stride=stride)
+    x = torch.randn(1, 8, 6, 9).double()
+    tokens = normed_tokens(attention.q.bn, x)[::stride, ::stride]
+    outs = []
+    for q in heads(tokens @ attention.q.conv.weight[:, :, 0, 0].T, 3):
+        weights = (q @ attention.keys.weight.T).exp()
+        weights = weights / weights.sum(dim=0, keepdim=True)  # over space
+        weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-6)  # over the memory
+        outs.append(weights @ attention.values.weight.T)
+    assert_is(attention, x, linear(torch.cat(outs, dim=1), attention.proj))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("reduction", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_self_attention_reduces_its_keys_and_values(reduction, stride):
+    attention = baseline(MultiHeadAttention, num_heads=2, reduction=reduction, stride=stride)
+    x = torch.randn(1, 8, 7, 9).double()
+    tokens = normed_tokens(attention.norm, x)
+    fewer = tokens
+    if reduction == 3:
+        conv, norm = attention.kv_downsample.conv, attention.kv_downsample.norm
+        cells = tokens[:6].unflatten(0, (2, 3)).unflatten(2, (3, 3))  # (h, 3, w, 3, C); the odd last row falls away
+        fewer = torch.einsum("hiwjc,ocij->hwo", cells, conv.weight) + conv.bias
+        centred = fewer - fewer.mean(dim=-1, keepdim=True)
+        fewer = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = linear(fewer, attention.kv).chunk(2, dim=-1)
+    out = torch.cat([softmax_attention(*one) for one in zip(heads(q, 2), heads(k, 2), heads(v, 2), strict=True)], dim=1)
+    assert_is(attention, x, linear(out, attention.proj))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_linformer_sums_keys_and_values_over_the_map(stride):
+    attention = baseline(LinformerAttention, num_heads=2, rank=3, grid=(4, 6), stride=stride)
+    x = torch.randn(1, 8, 4, 6).double()
+    tokens = normed_tokens(attention.norm, x)
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = (
+        torch.einsum("mhw,hwc->mc", sums, part)
+        for sums, part in zip(attention.sums, linear(tokens, attention.kv).chunk(2, dim=-1), strict=True)
+    )
+    out = torch.cat([softmax_attention(*one) for one in zip(heads(q, 2), heads(k, 2), heads(v, 2), strict=True)], dim=1)
+    assert_is(attention, x, linear(out, attention.proj))
+    # On a map of twice the size a weight stands for a fourth of a trained cell, so a constant map keeps its sums.
+    nn.init.constant_(attention.sums, 0.25)
+    torch.testing.assert_close(attention.weights_for((8, 12)), torch.full((2, 3, 96), 0.0625).double())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nystrom_attention_goes_by_way_of_landmarks(stride):
+    attention = baseline(NystromAttention, num_heads=2, side=2, stride=stride)
+    attention.ITERATIONS = 40  # so many that the pseudo-inverse is one
+    x = torch.randn(1, 8, 8, 12).double()
+    tokens = normed_tokens(attention.norm, x)
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = linear(tokens, attention.kv).chunk(2, dim=-1)
+
+    def landmarks(x_HWC: torch.Tensor) -> torch.Tensor:
+        H, W = x_HWC.shape[:2]
+        return torch.stack(
+            [
+                x_HWC[a * H // 2 : (a + 1) * H // 2, b * W // 2 : (b + 1) * W // 2].mean(dim=(0, 1))
+                for a in (0, 1)
+                for b in (0, 1)
+            ]
+        )
+
+    outs = []
+    parts = (heads(part, 2) for part in (q, k, v, landmarks(q), landmarks(k)))
+    for head, (q1, k1, v1, q_mark, k_mark) in enumerate(zip(*parts, strict=True)):
+        core = torch.linalg.pinv(softmax_attention(q_mark, k_mark, torch.eye(4).double()))
+        far = softmax_attention(q_mark, k1, v1)
+        out = softmax_attention(q1, k_mark, torch.eye(4).double()) @ core @ far
+        padded = torch.cat([torch.zeros(16, 6).double(), v1, torch.zeros(16, 6).double()])
+        kernel = attention.conv.weight[head, 0, :, 0]
+        local = torch.stack([kernel @ padded[i : i + 33] for i in range(96)]).unflatten(0, (8, 12))
+        outs.append(out + local[::stride, ::stride].flatten(0, 1))
+    assert_is(attention, x, linear(torch.cat(outs, dim=1), attention.proj), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_iteration_nears_the_inverse():
+    torch.manual_seed(0)
+    matrices = (torch.eye(6) * 3 + torch.randn(2, 3, 6, 6)).softmax(dim=-1).double()
+    errors = [
+        (pseudo_inverse(matrices, iterations) - torch.linalg.inv(matrices)).abs().max() for iterations in (2, 6, 12)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-6
+
+
+def attention_macs(kind: str, n_in: int, n: int, c_in: int, c: int, heads: int) -> int:
+    """Of one branch in one block: n_in tokens of c_in channels to n tokens of c."""
+    if kind == "gfa":
+        return n * c_in * c + n * c * c
+    q_and_out = n * c_in * c + n * c * c
+    if kind.startswith("external"):
+        return q_and_out + 2 * n * c * int(c * float(kind.removeprefix("external")))
+    if kind == "self":  # after a strided 4 x 4 convolution
+        fewer = n_in // 16
+        return q_and_out + fewer * c_in * c_in * 16 + fewer * c_in * 2 * c + 2 * n * fewer * c
+    q_and_out += n_in * c_in * 2 * c  # keys and values of all tokens
+    if kind == "linformer":
+        return q_and_out + 2 * 256 * n_in * c + 2 * n * 256 * c
+    inverse = 6 * 4 * 64**3 * heads
+    return q_and_out + inverse + 64 * 64 * c + 2 * n_in * 64 * c + 64 * 64 * c + 2 * n * 64 * c + 33 * n_in * c
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "gmacs"),
+    [
+        ("external0.125", {"attention": "external", "external_ratio": 0.125}, 18.29),
+        ("external0.25", {"attention": "external", "external_ratio": 0.25}, 18.36),
+        ("external1", {"attention": "external"}, 18.76),
+        ("self", {"attention": "self", "spatial_reduction": 4}, 23.00),
+        ("linformer", {"attention": "linformer"}, 21.99),
+        ("nystrom", {"attention": "nystrom"}, 19.91),
+    ],
+)
+def test_cost_of_the_ablations_follows_from_their_formulas(kind, options, gmacs):
+    """RTFormer-Slim of the paper (grid 8, injection in the first block) at 512x2048 with ADE20K's 150 classes."""
+    paper = {"cross_size": 8, "injection": (True, False), "num_classes": 150, "aux_head": False, "groups": (8, 2)}
+    macs, plain = (
+        segzoo.cost(meta("rtformer_slim", **paper, **some), (512, 2048)).macs
+        for some in (options, {"attention": "gfa+gfa"})
+    )
+    branches = ((4096, 1024, 128, 256, 8), (1024, 1024, 256, 256, 8), *[(16384, 16384, 64, 64, 2)] * 2)
+    added = sum(attention_macs(kind, *branch) - attention_macs("gfa", *branch) for branch in branches)
+    assert macs - plain == added
+    assert macs / 1e9 == pytest.approx(gmacs, abs=5e-3)
+    assert plain / 1e9 == pytest.approx(18.23, abs=5e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention": "ca"}, ("attention", "gfa+ca, gfa+gfa, external, self")),
+        ({"attention": "ca"}, ("attention", "gfa+ca, gfa+gfa, external, self, linformer, nystrom")),
         ({"feed_forward": "swiglu"}, ("feed_forward", "conv3x3, mix")),
         ({"cross_size": 0}, ("cross_size", "at least 1")),
         ({"cross_size": 2.5}, ("cross_size", "whole number")),
@@ -407,6 +595,8 @@ def test_each_branch_has_its_own_groups_and_as_many_keys_as_channels():
         ({"groups": (8, 3), "attention": "gfa+gfa"}, ("groups=(8, 3)", "high branch (16)")),
         ({"groups": (8, 0)}, ("groups=(8, 0)", "high branch")),
         ({"groups": (8, 2, 1)}, ("groups", "whole number", "(8, 2, 1)")),
+        ({"spatial_reduction": (2, 0)}, ("spatial_reduction", "at least 1", "(2, 0)")),
+        ({"landmark_side": 0}, ("landmark_side", "at least 1")),
         ({"injection": (True,)}, ("injection", "tuple[bool, bool]")),
         ({"encoder": RTFORMER_SLIM}, ("encoder", "RTFormerBackboneConfig")),
     ],

@@ -36,11 +36,23 @@ from ..layers.shapes import resize, to_channels_first, to_channels_last
 from .base import BlockSequence, Encoder
 from .config import Config
 from .family import Family, PublishedCost, Variant, register_family
-from .rtformer_baselines import ExternalAttention, MixFeedForward, MultiHeadAttention
+from .rtformer_baselines import (
+    ExternalAttention,
+    LinformerAttention,
+    MixFeedForward,
+    MultiHeadAttention,
+    NystromAttention,
+)
 from .rtformer_weights import BACKBONE_LAYOUTS, BACKBONE_PRETRAINED
 
-ATTENTION = ("gfa+ca", "gfa+gfa", "external", "self")
+BASELINES = ("external", "self", "linformer", "nystrom")
+ATTENTION = ("gfa+ca", "gfa+gfa", *BASELINES)
 FEED_FORWARD = ("conv3x3", "mix")
+
+
+def by_branch(value: int | tuple[int, int]) -> tuple[int, int]:
+    """An option of the (low, high) branch; one number is for both."""
+    return value if isinstance(value, tuple) else (value, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,10 +62,14 @@ class RTFormerBackboneConfig(Config):
     base_chans: int = 32  # channels C at stride 4; the high branch has 2C, the low branch 8C
     depths: tuple[int, int, int] = (2, 2, 2)  # residual blocks at strides 4, 8 and 16
     injection: tuple[bool, bool] = (True, True)  # high branch into the low one at the end of the two RTFormer blocks
-    attention: str = "gfa+ca"  # low branch + high branch; or a baseline in both: "external", "self"
+    attention: str = "gfa+ca"  # low branch + high branch, or "gfa+gfa"; or one of BASELINES in both
     groups: int | tuple[int, int] = 8  # normalisation groups of gfa, heads of the baselines; two: (low, high) branch
     cross_size: int = 12  # side of the cross-resolution grid; also sets the scale of that attention
     external_ratio: float = 1.0  # external: memory units = ratio * channels, shared by the heads
+    spatial_reduction: int | tuple[int, int] = 1  # self: stride of keys and values; two: (low, high) branch
+    linformer_rank: int = 256  # linformer: sums of keys and of values
+    linformer_size: tuple[int, int] = (512, 512)  # linformer: image (H, W) in pixels that its sums are trained for
+    landmark_side: int = 8  # nystrom: side of the grid of landmarks
     feed_forward: str = "conv3x3"  # "conv3x3": two of them; "mix": Linear, depthwise 3x3, Linear
     mlp_ratio: float = 4.0  # mix: hidden width / channels
     bn_momentum: float = 0.9  # share of the batch statistics in the running ones (paddle calls this 0.1)
@@ -69,19 +85,18 @@ class RTFormerBackboneConfig(Config):
     def low_chans(self) -> int:
         return 8 * self.base_chans
 
-    @property
-    def groups_of_branches(self) -> tuple[int, int]:
-        """Of the low and of the high branch."""
-        return self.groups if isinstance(self.groups, tuple) else (self.groups, self.groups)
-
     def check(self) -> None:
         for name, valid in (("attention", ATTENTION), ("feed_forward", FEED_FORWARD)):
             if getattr(self, name) not in valid:
                 raise SegzooError(f"{name} must be one of {', '.join(valid)}, not {getattr(self, name)!r}")
-        if self.cross_size < 1:
-            raise SegzooError(f"cross_size must be at least 1, not {self.cross_size}")
+        least_1 = {"cross_size": self.cross_size, "linformer_rank": self.linformer_rank}
+        least_1 |= {"landmark_side": self.landmark_side, "linformer_size": min(self.linformer_size)}
+        least_1 |= {"spatial_reduction": min(by_branch(self.spatial_reduction))}
+        for name, least in least_1.items():
+            if least < 1:
+                raise SegzooError(f"{name} must be at least 1, not {getattr(self, name)}")
         widths = {"low branch": self.low_chans, "high branch": self.high_chans}
-        for (branch, width), groups in zip(widths.items(), self.groups_of_branches, strict=True):
+        for (branch, width), groups in zip(widths.items(), by_branch(self.groups), strict=True):
             has_none = branch == "high branch" and self.attention == "gfa+ca"
             if groups < 1 or (width % groups and not has_none):
                 raise SegzooError(f"groups={self.groups} must divide the channels of the {branch} ({width})")
@@ -188,12 +203,18 @@ class CrossResolutionAttention(nn.Module):
 def make_attention(cfg: RTFormerBackboneConfig, *, in_chans: int, chans: int, high: bool) -> nn.Module:
     """The attention of the high or the low branch; one that widens its map also halves it."""
     shape: dict[str, int] = {"in_chans": in_chans, "chans": chans, "stride": 1 if in_chans == chans else 2}
-    groups = cfg.groups_of_branches[high]
+    groups = by_branch(cfg.groups)[high]
     if cfg.attention == "external":
         memory = max(1, int(cfg.external_ratio * chans))
         return ExternalAttention(**shape, memory=memory, num_heads=groups)
     if cfg.attention == "self":
-        return MultiHeadAttention(**shape, num_heads=groups)
+        return MultiHeadAttention(**shape, num_heads=groups, reduction=by_branch(cfg.spatial_reduction)[high])
+    if cfg.attention == "linformer":
+        in_stride = 8 if high else 32 // shape["stride"]
+        H, W = (-(-side // in_stride) for side in cfg.linformer_size)
+        return LinformerAttention(**shape, num_heads=groups, rank=cfg.linformer_rank, grid=(H, W))
+    if cfg.attention == "nystrom":
+        return NystromAttention(**shape, num_heads=groups, side=cfg.landmark_side)
     if cfg.attention == "gfa+ca" and high:
         return CrossResolutionAttention(chans=chans, low_chans=cfg.low_chans, cross_size=cfg.cross_size)
     return GPUFriendlyAttention(**shape, inner=chans, groups=groups)
