@@ -277,7 +277,8 @@ def test_published_figures_of_the_variants(name):
         model = meta(name, injection=(True, False), aux_head=False, num_classes=published.num_classes)
         params, macs = by_the_papers_convention(model, published.size)
         assert params == pytest.approx(published.params_m, abs=0.1)
-        assert macs == pytest.approx(published.gmacs, abs=0.06)
+        # The figures at 512x2048 are ADE20K's, but are to the digit the cost with 19 classes.
+        assert macs == pytest.approx(published.gmacs, rel=0.016 if published.size == (512, 2048) else 0.003)
 
 
 # ---- inference reduction
@@ -619,7 +620,7 @@ def test_weights_rows_carry_the_hyper_parameters_of_their_data_set():
         cfg = meta(name).cfg
         assert (cfg.encoder.cross_size, cfg.encoder.injection, cfg.encoder.drop_path_rate, cfg.num_classes) == values
     assert meta("rtformer_slim.camvid").cfg.num_classes == 11
-    assert meta("rtformer_base.coco_stuff").cfg.num_classes == 171
+    assert meta("rtformer_base.coco_stuff10k").cfg.num_classes == 171
 
 
 def test_features_of_the_backbone_are_the_pyramid():

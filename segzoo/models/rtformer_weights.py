@@ -42,7 +42,7 @@ ENCODER_RULES = (
     Rename(r"\.mlp_h\.", ".mlp_high."),
     Rename(r"\.down\.", ".inject."),
 )
-SIGNATURE = r"^layer4\.attn_l\.k$"
+# The decoder's: official, behind the backbone's rules -> the model's.
 DECODER_RULES = (
     Rename(r"^spp\.scale0\.(\d)\.", lambda m: f"decoder.context.point.{m[1]}."),
     Rename(r"^spp\.scale([1-4])\.(\d)\.", lambda m: f"decoder.context.scales.{int(m[1]) - 1}.{int(m[2]) - 1}."),
@@ -56,6 +56,7 @@ DECODER_RULES = (
     Rename(r"^(decoder\.(?:head|aux_heads\.0))\.conv1\.", r"\1.conv."),
     Rename(r"^(decoder\.(?:head|aux_heads\.0))\.conv2\.", r"\1.classifier."),
 )
+SIGNATURE = r"^layer4\.attn_l\.k$"
 
 BACKBONE_LAYOUTS = (
     Layout(
@@ -111,17 +112,18 @@ _CAMVID = dataclasses.replace(
     test_size=(720, 960),
     license="unknown",
     commercial_use=None,
-    how_to_get="nobody has released these weights; train from the Cityscapes weights and pass checkpoint_path=",
+    how_to_get="nobody has released these weights; train from the backbone's ImageNet weights, as the paper does, and "
+    "pass checkpoint_path=",
 )
-_COCO_STUFF = dataclasses.replace(
+_COCO_STUFF_10K = dataclasses.replace(
     _CAMVID,
-    dataset="coco_stuff",
+    how_to_get="nobody has released these weights; train the model and pass checkpoint_path=",
+    dataset="coco_stuff10k",
     label_set="coco_stuff",
     num_classes=171,
     input_size=(640, 640),
     resize="exact",
     test_size=(640, 640),
-    how_to_get="nobody has released these weights; train the model and pass checkpoint_path=",
 )
 _IMAGENET = PretrainedCfg(
     state="url",
@@ -165,7 +167,7 @@ PRETRAINED = {
             drop_path_rate=0.1,
         ),
         "camvid": _paper(_CAMVID, cross_size=8, injection=(True, False), drop_path_rate=0.2),
-        "coco_stuff": _paper(_COCO_STUFF, cross_size=8, injection=(True, False), drop_path_rate=0.1),
+        "coco_stuff10k": _paper(_COCO_STUFF_10K, cross_size=8, injection=(True, False), drop_path_rate=0.1),
     },
     "rtformer_base": {
         "cityscapes": _released(
@@ -185,7 +187,7 @@ PRETRAINED = {
             drop_path_rate=0.1,
         ),
         "camvid": _paper(_CAMVID, cross_size=12, injection=(True, False), drop_path_rate=0.2),
-        "coco_stuff": _paper(_COCO_STUFF, cross_size=12, injection=(True, False), drop_path_rate=0.1),
+        "coco_stuff10k": _paper(_COCO_STUFF_10K, cross_size=12, injection=(True, False), drop_path_rate=0.1),
     },
 }
 BACKBONE_PRETRAINED = {
