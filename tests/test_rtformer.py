@@ -623,6 +623,16 @@ def test_weights_rows_carry_the_hyper_parameters_of_their_data_set():
     assert meta("rtformer_base.coco_stuff10k").cfg.num_classes == 171
 
 
+def test_slim_says_that_it_is_the_released_configuration():
+    slim, paper = meta("rtformer_slim").cfg.encoder, meta("rtformer_slim.ade20k").cfg.encoder
+    assert (slim.cross_size, slim.injection) == (12, (True, True))
+    assert (paper.cross_size, paper.injection) == (8, (True, False))
+    note = segzoo.model_info("rtformer_slim").note
+    assert "12 x 12" in note
+    assert "rtformer_slim.ade20k" in note
+    assert not segzoo.model_info("rtformer_base").note
+
+
 def test_features_of_the_backbone_are_the_pyramid():
     model = segzoo.create_model("rtformer_slim_backbone", features_only=True).eval()
     with torch.no_grad():

@@ -183,6 +183,7 @@ def run_info(args: argparse.Namespace) -> int:
             {
                 "name": args.model,
                 "family": info.family,
+                "note": info.note,
                 "num_classes": model.num_classes,
                 "size": size,
                 "params": result.params,
@@ -199,6 +200,8 @@ def run_info(args: argparse.Namespace) -> int:
         )
         return 0
     print(f"{args.model} ({info.family}), {model.num_classes} classes")
+    if info.note:
+        print(f"note: {info.note}")
     print(result)
     for figure in published:
         params = f", {figure.params_m} M parameters" if figure.params_m else ""
