@@ -15,7 +15,15 @@ from torch import nn
 
 import segzoo
 from segzoo import SegzooError
-from segzoo.models.rtformer import CrossResolutionAttention, GPUFriendlyAttention
+from segzoo.models.rtformer import RTFORMER_SLIM
+from segzoo.models.rtformer_backbone import ATTENTION, CrossResolutionAttention, GPUFriendlyAttention
+from segzoo.models.rtformer_baselines import (
+    ExternalAttention,
+    LinformerAttention,
+    MultiHeadAttention,
+    NystromAttention,
+    pseudo_inverse,
+)
 from segzoo.zoo.names import variant_of
 
 # golden file -> (name, channel strides of the stored logits, low logits and auxiliary logits)
@@ -269,7 +277,8 @@ def test_published_figures_of_the_variants(name):
         model = meta(name, injection=(True, False), aux_head=False, num_classes=published.num_classes)
         params, macs = by_the_papers_convention(model, published.size)
         assert params == pytest.approx(published.params_m, abs=0.1)
-        assert macs == pytest.approx(published.gmacs, abs=0.06)
+        # The figures at 512x2048 are ADE20K's, but are to the digit the cost with 19 classes.
+        assert macs == pytest.approx(published.gmacs, rel=0.016 if published.size == (512, 2048) else 0.003)
 
 
 # ---- inference reduction
@@ -290,7 +299,7 @@ def test_the_grid_is_one_site_of_both_blocks():
     assert list(sites) == ["encoder.grid"]
     assert len(sites["encoder.grid"]) == 2
     assert list(segzoo.reduction_sites(segzoo.create_model("rtformer_slim_backbone"))) == ["encoder.grid"]
-    assert "encoder.grid" not in segzoo.reduction_sites(tiny(attention_high="gpu_friendly"))
+    assert "encoder.grid" not in segzoo.reduction_sites(tiny(attention="gfa+gfa"))
 
 
 def test_reduction_halves_the_grid_and_keeps_the_temperature():
@@ -329,16 +338,17 @@ def test_reduction_saves_a_quarter_of_the_grids_cost():
 @pytest.mark.parametrize(
     "options",
     [
-        {"attention_low": "external"},
-        {"attention_low": "external", "external_ratio": 0.125},
-        {"attention_low": "multi_head"},
-        {"attention_high": "gpu_friendly"},
-        {"attention_high": "external"},
-        {"attention_high": "multi_head"},
-        {"attention_low": "multi_head", "attention_high": "multi_head"},
-        {"attention_low": "external", "attention_high": "external"},
+        {"attention": "gfa+gfa"},
+        {"attention": "external"},
+        {"attention": "external", "external_ratio": 0.125},
+        {"attention": "self"},
+        {"attention": "self", "groups": (8, 2), "spatial_reduction": 4},
+        {"attention": "linformer", "linformer_rank": 5, "linformer_size": (128, 100)},
+        {"attention": "nystrom", "groups": (8, 2), "landmark_side": 3},
         {"groups": 1},
         {"groups": 2},
+        {"groups": (8, 2), "attention": "gfa+gfa"},
+        {"groups": (4, 1), "attention": "self"},
         {"cross_size": 6},
         {"feed_forward": "mix"},
         {"feed_forward": "mix", "mlp_ratio": 2},
@@ -363,15 +373,14 @@ def test_ablations_build_run_and_learn(options):
         torch.testing.assert_close(exact, model(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["gpu_friendly", "external", "multi_head", "cross"])
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_ablations_differ_in_what_they_compute(kind):
     x = torch.randn(1, 3, 64, 64)
-    names = {name for name, _ in tiny(attention_high=kind).named_parameters() if ".attn_high." in name}
-    others = [k for k in ("gpu_friendly", "external", "multi_head", "cross") if k != kind]
-    for other in others:
-        assert names != {name for name, _ in tiny(attention_high=other).named_parameters() if ".attn_high." in name}
+    names = {name for name, _ in tiny(attention=kind).named_parameters() if ".attn_" in name}
+    for other in set(ATTENTION) - {kind}:
+        assert names != {name for name, _ in tiny(attention=other).named_parameters() if ".attn_" in name}
     with torch.no_grad():
-        assert tiny(attention_high=kind)(x).isfinite().all()
+        assert tiny(attention=kind)(x).isfinite().all()
 
 
 def test_groups_change_the_normalisation():
@@ -389,17 +398,208 @@ def test_groups_change_the_normalisation():
             torch.testing.assert_close(model(x.double(), x), expected, rtol=0, atol=1e-12)
 
 
+def test_each_branch_has_its_own_groups_and_as_many_keys_as_channels():
+    for groups, expected in (((8, 2), (8, 2)), (4, (4, 4))):
+        for block in tiny(attention="gfa+gfa", groups=groups, cross_size=5).encoder.blocks:
+            attention = (block.attn_low, block.attn_high)
+            assert tuple(attn.groups for attn in attention) == expected
+            assert [attn.values.in_features for attn in attention] == [64, 16]
+    assert tiny(groups=(8, 3)).encoder.blocks[1].attn_low.groups == 8  # the high branch has no groups here
+
+
+# ---- the baselines, each against its formula for one image in float64
+
+
+def baseline(kind: type, **options) -> nn.Module:
+    torch.manual_seed(0)
+    attention = kind(in_chans=8, chans=12, **options).double().eval()
+    for name, parameter in attention.named_parameters():
+        nn.init.normal_(parameter, std=0.5 if "norm" in name else 0.3)
+    with torch.no_grad():
+        norm = attention.q.bn if kind is ExternalAttention else attention.norm
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return attention
+
+
+def normed_tokens(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(1, C, H, W) -> (H, W, C)"""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return (x[0].permute(1, 2, 0) - norm.running_mean) * scale + norm.bias
+
+
+def assert_is(attention: nn.Module, x: torch.Tensor, expected_NC: torch.Tensor, **tolerance) -> None:
+    with torch.no_grad():
+        out = attention(x, x)
+    torch.testing.assert_close(out[0].flatten(1).T, expected_NC, **tolerance or {"rtol": 0, "atol": 1e-12})
+
+
+def heads(x: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return list(x.flatten(0, -2).chunk(count, dim=-1))
+
+
+def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    return x @ layer.weight.T + layer.bias
+
+
+def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    weights = (q @ k.T / q.shape[1] ** 0.5).exp()
+    return weights / weights.sum(dim=1, keepdim=True) @ v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_external_attention_normalises_twice(stride):
+    attention = baseline(ExternalAttention, memory=5, num_heads=3, stride=stride)
+    x = torch.randn(1, 8, 6, 9).double()
+    tokens = normed_tokens(attention.q.bn, x)[::stride, ::stride]
+    outs = []
+    for q in heads(tokens @ attention.q.conv.weight[:, :, 0, 0].T, 3):
+        weights = (q @ attention.keys.weight.T).exp()
+        weights = weights / weights.sum(dim=0, keepdim=True)  # over space
+        weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-6)  # over the memory
+        outs.append(weights @ attention.values.weight.T)
+    assert_is(attention, x, linear(torch.cat(outs, dim=1), attention.proj))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("reduction", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_self_attention_reduces_its_keys_and_values(reduction, stride):
+    attention = baseline(MultiHeadAttention, num_heads=2, reduction=reduction, stride=stride)
+    x = torch.randn(1, 8, 7, 9).double()
+    tokens = normed_tokens(attention.norm, x)
+    fewer = tokens
+    if reduction == 3:
+        conv, norm = attention.kv_downsample.conv, attention.kv_downsample.norm
+        cells = tokens[:6].unflatten(0, (2, 3)).unflatten(2, (3, 3))  # (h, 3, w, 3, C); the odd last row falls away
+        fewer = torch.einsum("hiwjc,ocij->hwo", cells, conv.weight) + conv.bias
+        centred = fewer - fewer.mean(dim=-1, keepdim=True)
+        fewer = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = linear(fewer, attention.kv).chunk(2, dim=-1)
+    out = torch.cat([softmax_attention(*one) for one in zip(heads(q, 2), heads(k, 2), heads(v, 2), strict=True)], dim=1)
+    assert_is(attention, x, linear(out, attention.proj))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_linformer_sums_keys_and_values_over_the_map(stride):
+    attention = baseline(LinformerAttention, num_heads=2, rank=3, grid=(4, 6), stride=stride)
+    x = torch.randn(1, 8, 4, 6).double()
+    tokens = normed_tokens(attention.norm, x)
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = (
+        torch.einsum("mhw,hwc->mc", sums, part)
+        for sums, part in zip(attention.sums, linear(tokens, attention.kv).chunk(2, dim=-1), strict=True)
+    )
+    out = torch.cat([softmax_attention(*one) for one in zip(heads(q, 2), heads(k, 2), heads(v, 2), strict=True)], dim=1)
+    assert_is(attention, x, linear(out, attention.proj))
+    # On a map of twice the size a weight stands for a fourth of a trained cell, so a constant map keeps its sums.
+    nn.init.constant_(attention.sums, 0.25)
+    torch.testing.assert_close(attention.weights_for((8, 12)), torch.full((2, 3, 96), 0.0625).double())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nystrom_attention_goes_by_way_of_landmarks(stride):
+    attention = baseline(NystromAttention, num_heads=2, side=2, stride=stride)
+    attention.ITERATIONS = 40  # so many that the pseudo-inverse is one
+    x = torch.randn(1, 8, 8, 12).double()
+    tokens = normed_tokens(attention.norm, x)
+    q = linear(tokens[::stride, ::stride], attention.q)
+    k, v = linear(tokens, attention.kv).chunk(2, dim=-1)
+
+    def landmarks(x_HWC: torch.Tensor) -> torch.Tensor:
+        H, W = x_HWC.shape[:2]
+        return torch.stack(
+            [
+                x_HWC[a * H // 2 : (a + 1) * H // 2, b * W // 2 : (b + 1) * W // 2].mean(dim=(0, 1))
+                for a in (0, 1)
+                for b in (0, 1)
+            ]
+        )
+
+    outs = []
+    parts = (heads(part, 2) for part in (q, k, v, landmarks(q), landmarks(k)))
+    for head, (q1, k1, v1, q_mark, k_mark) in enumerate(zip(*parts, strict=True)):
+        core = torch.linalg.pinv(softmax_attention(q_mark, k_mark, torch.eye(4).double()))
+        far = softmax_attention(q_mark, k1, v1)
+        out = softmax_attention(q1, k_mark, torch.eye(4).double()) @ core @ far
+        padded = torch.cat([torch.zeros(16, 6).double(), v1, torch.zeros(16, 6).double()])
+        kernel = attention.conv.weight[head, 0, :, 0]
+        local = torch.stack([kernel @ padded[i : i + 33] for i in range(96)]).unflatten(0, (8, 12))
+        outs.append(out + local[::stride, ::stride].flatten(0, 1))
+    assert_is(attention, x, linear(torch.cat(outs, dim=1), attention.proj), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_iteration_nears_the_inverse():
+    torch.manual_seed(0)
+    matrices = (torch.eye(6) * 3 + torch.randn(2, 3, 6, 6)).softmax(dim=-1).double()
+    errors = [
+        (pseudo_inverse(matrices, iterations) - torch.linalg.inv(matrices)).abs().max() for iterations in (2, 6, 12)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-6
+
+
+def attention_macs(kind: str, n_in: int, n: int, c_in: int, c: int, heads: int) -> int:
+    """Of one branch in one block: n_in tokens of c_in channels to n tokens of c."""
+    if kind == "gfa":
+        return n * c_in * c + n * c * c
+    q_and_out = n * c_in * c + n * c * c
+    if kind.startswith("external"):
+        return q_and_out + 2 * n * c * int(c * float(kind.removeprefix("external")))
+    if kind == "self":  # after a strided 4 x 4 convolution
+        fewer = n_in // 16
+        return q_and_out + fewer * c_in * c_in * 16 + fewer * c_in * 2 * c + 2 * n * fewer * c
+    q_and_out += n_in * c_in * 2 * c  # keys and values of all tokens
+    if kind == "linformer":
+        return q_and_out + 2 * 256 * n_in * c + 2 * n * 256 * c
+    inverse = 6 * 4 * 64**3 * heads
+    return q_and_out + inverse + 64 * 64 * c + 2 * n_in * 64 * c + 64 * 64 * c + 2 * n * 64 * c + 33 * n_in * c
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "gmacs"),
+    [
+        ("external0.125", {"attention": "external", "external_ratio": 0.125}, 18.29),
+        ("external0.25", {"attention": "external", "external_ratio": 0.25}, 18.36),
+        ("external1", {"attention": "external"}, 18.76),
+        ("self", {"attention": "self", "spatial_reduction": 4}, 23.00),
+        ("linformer", {"attention": "linformer"}, 21.99),
+        ("nystrom", {"attention": "nystrom"}, 19.91),
+    ],
+)
+def test_cost_of_the_ablations_follows_from_their_formulas(kind, options, gmacs):
+    """RTFormer-Slim of the paper (grid 8, injection in the first block) at 512x2048 with ADE20K's 150 classes."""
+    paper = {"cross_size": 8, "injection": (True, False), "num_classes": 150, "aux_head": False, "groups": (8, 2)}
+    macs, plain = (
+        segzoo.cost(meta("rtformer_slim", **paper, **some), (512, 2048)).macs
+        for some in (options, {"attention": "gfa+gfa"})
+    )
+    branches = ((4096, 1024, 128, 256, 8), (1024, 1024, 256, 256, 8), *[(16384, 16384, 64, 64, 2)] * 2)
+    added = sum(attention_macs(kind, *branch) - attention_macs("gfa", *branch) for branch in branches)
+    assert macs - plain == added
+    assert macs / 1e9 == pytest.approx(gmacs, abs=5e-3)
+    assert plain / 1e9 == pytest.approx(18.23, abs=5e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention_low": "cross"}, ("attention_low", "gpu_friendly, external, multi_head")),
-        ({"attention_high": "linear"}, ("attention_high", "cross")),
+        ({"attention": "ca"}, ("attention", "gfa+ca, gfa+gfa, external, self, linformer, nystrom")),
         ({"feed_forward": "swiglu"}, ("feed_forward", "conv3x3, mix")),
         ({"cross_size": 0}, ("cross_size", "at least 1")),
         ({"cross_size": 2.5}, ("cross_size", "whole number")),
-        ({"groups": 3}, ("groups=3", "low branch (64)", "gpu_friendly")),
-        ({"attention_high": "gpu_friendly", "cross_size": 5}, ("groups=4", "cross_size ** 2 (25)")),
-        ({"injection": (True,)}, ("injection", "two")),
+        ({"groups": 3}, ("groups=3", "low branch (64)")),
+        ({"groups": (8, 3), "attention": "gfa+gfa"}, ("groups=(8, 3)", "high branch (16)")),
+        ({"groups": (8, 0)}, ("groups=(8, 0)", "high branch")),
+        ({"groups": (8, 2, 1)}, ("groups", "whole number", "(8, 2, 1)")),
+        ({"spatial_reduction": (2, 0)}, ("spatial_reduction", "at least 1", "(2, 0)")),
+        ({"landmark_side": 0}, ("landmark_side", "at least 1")),
+        ({"injection": (True,)}, ("injection", "tuple[bool, bool]")),
+        ({"encoder": RTFORMER_SLIM}, ("encoder", "RTFormerBackboneConfig")),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):
@@ -418,9 +618,19 @@ def test_weights_rows_carry_the_hyper_parameters_of_their_data_set():
     }
     for name, values in expected.items():
         cfg = meta(name).cfg
-        assert (cfg.cross_size, cfg.injection, cfg.drop_path_rate, cfg.num_classes) == values
+        assert (cfg.encoder.cross_size, cfg.encoder.injection, cfg.encoder.drop_path_rate, cfg.num_classes) == values
     assert meta("rtformer_slim.camvid").cfg.num_classes == 11
-    assert meta("rtformer_base.coco_stuff").cfg.num_classes == 171
+    assert meta("rtformer_base.coco_stuff10k").cfg.num_classes == 171
+
+
+def test_slim_says_that_it_is_the_released_configuration():
+    slim, paper = meta("rtformer_slim").cfg.encoder, meta("rtformer_slim.ade20k").cfg.encoder
+    assert (slim.cross_size, slim.injection) == (12, (True, True))
+    assert (paper.cross_size, paper.injection) == (8, (True, False))
+    note = segzoo.model_info("rtformer_slim").note
+    assert "12 x 12" in note
+    assert "rtformer_slim.ade20k" in note
+    assert not segzoo.model_info("rtformer_base").note
 
 
 def test_features_of_the_backbone_are_the_pyramid():

@@ -93,7 +93,7 @@ def test_what_is_saved_comes_back(name, tmp_path):
     assert_same(model, restored)
     assert not current_plan(restored).is_neutral
     assert restored.cfg.num_classes == 6
-    assert restored.cfg.drop_path_rate == 0
+    assert getattr(restored, "encoder", restored).cfg.drop_path_rate == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -3,7 +3,7 @@
 Importing registers every family.
 """
 
-from . import edaformer, eft, mit, rtformer, segformer, segvit, swin
+from . import edaformer, eft, mit, rtformer, rtformer_backbone, segformer, segvit, swin
 from .base import Encoder, FeaturePyramid, Model, Pyramid, SegmentationModel
 from .rows import PretrainedCfg
 
@@ -18,6 +18,7 @@ __all__ = [
     "eft",
     "mit",
     "rtformer",
+    "rtformer_backbone",
     "segformer",
     "segvit",
     "swin",

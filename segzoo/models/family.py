@@ -30,6 +30,7 @@ class Variant:
     params: int | None = None  # exact parameter count; None for the tiny test variants
     published: tuple[PublishedCost, ...] = ()
     reduction: Any = None  # plan that belongs to the name itself
+    note: str = ""  # what its name alone would have a reader take for granted wrongly
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ class ModelInfo:
     published: tuple[PublishedCost, ...]
     pretrained_cfg: PretrainedCfg | None
     tags: tuple[str, ...]
+    note: str  # the variant's
 
 
 def list_models(
@@ -113,6 +114,7 @@ def model_info(name: str) -> ModelInfo:
         published=variant.published,
         pretrained_cfg=rows.get(tag),
         tags=tuple(rows),
+        note=variant.note,
     )
 
 
