@@ -114,10 +114,10 @@ def _positive(text: str) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    from ..zoo import list_models, list_pretrained, model_info
+    from ..zoo.index import known_models, known_rows, list_models, list_pretrained
 
     if args.pretrained:
-        rows = []
+        rows, known = [], known_rows()
         names = list_pretrained(
             args.filter,
             source=args.source,
@@ -126,7 +126,7 @@ def run_list(args: argparse.Namespace) -> int:
             dataset=args.dataset,
         )
         for name in names:
-            row = model_info(name).pretrained_cfg
+            row = known[name]
             rows.append(
                 {
                     "name": name,
@@ -142,10 +142,10 @@ def run_list(args: argparse.Namespace) -> int:
     elif args.source or args.license or args.commercial or args.dataset:
         raise SegzooError("--source, --license, --commercial and --dataset select weights; add --pretrained")
     else:
-        rows = []
+        rows, known = [], known_models()
         for name in list_models(args.filter):
-            info = model_info(name)
-            rows.append({"name": name, "family": info.family, "params": info.params, "tags": list(info.tags)})
+            model = known[name]
+            rows.append({"name": name, "family": model.family, "params": model.params, "tags": list(model.rows)})
     if not rows:
         raise SegzooError(f"no name matches {' '.join(args.filter)}; `segzoo list` shows all")
     _print_rows(rows, args.json)
@@ -158,6 +158,9 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_info(args: argparse.Namespace) -> int:
+    from ..zoo.index import check_name
+
+    check_name(args.model)  # before torch is loaded
     import torch
 
     from ..costing import cost
@@ -219,11 +222,14 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from ..prediction import predict
+    from ..zoo.index import check_name
 
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
     paths = _output_paths(args.images, args.output)
+    check_name(args.model)  # before torch is loaded
+    from ..prediction import predict
+
     model = _trained_model(args).eval().to(_device(args.device))
     if args.reduction:
         model.set_inference_reduction(args.reduction)
