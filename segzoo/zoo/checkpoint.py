@@ -7,6 +7,7 @@ swallowed: it ends in a WeightsError that names the file and the way out, and th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import pickle
 import zipfile
@@ -33,6 +34,16 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of (Distributed)DataParallel and of torch.compile
 
 _log = logging.getLogger("segzoo")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """A file on this machine, and how its tensors may become a model's."""
+
+    path: str | Path
+    is_the_user_s: bool = False  # given by hand: read into a model as drawn, whose classifier may stay
+    keep_mapped: bool = False  # see `build_with_weights`
+    origin: str | None = None  # where it was downloaded from, which a refusal names
 
 
 def load_weights(

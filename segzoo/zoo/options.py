@@ -24,6 +24,7 @@ def trained_cfg(variant_name: str, row: PretrainedCfg) -> Any:
 
 
 def check_num_classes(num_classes: int | None, variant_name: str) -> None:
+    """Raises SegzooError for what is no number of classes; 0 is one of an encoder alone, None is always right."""
     build = VARIANTS[variant_name].build
     least = 0 if isinstance(build, type) and issubclass(build, Encoder) else 1
     if num_classes is None:
@@ -36,9 +37,15 @@ def check_num_classes(num_classes: int | None, variant_name: str) -> None:
 
 
 def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """`dataclasses.replace` that refuses unknown names with the valid ones, and goes into nested configs by dict.
+    """A copy of a frozen dataclass with other values, given by name.
 
-    An option that only the nested `encoder` has goes there.
+    Args:
+        overrides: a dict replaces single fields of a nested config; a list becomes a tuple; a name that only the nested
+            `encoder` has goes there.
+        where: what the options belong to, for refusals.
+
+    Raises:
+        SegzooError: a name that there is not (the message lists the valid ones), or a value that the config refuses.
     """
     valid = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
     encoder = valid.get("encoder")
@@ -60,6 +67,7 @@ def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def overlay_row(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) -> PretrainedCfg | None:
+    """The row with other values; one whose file comes from elsewhere forgets the size and the hash of the old file."""
     if not overlay:
         return row
     row = row or PretrainedCfg()
