@@ -41,7 +41,7 @@ class WeightsFile:
     """A file on this machine, and how its tensors may become a model's."""
 
     path: str | Path
-    is_the_user_s: bool = False  # given by hand: read into a model as drawn, whose classifier may stay
+    by_hand: bool = False  # the user's own, read into a model as drawn, whose classifier may stay
     keep_mapped: bool = False  # see `build_with_weights`
     origin: str | None = None  # where it was downloaded from, which a refusal names
 

@@ -86,15 +86,15 @@ def create_model(
         WeightsError: weights that are not published, missing, corrupt or of another model.
     """
     flat = {"drop_path_rate": drop_path_rate, "in_chans": in_chans}
-    recipe = resolve(
-        name,
+    request = Request(
+        name=name,
         pretrained=pretrained,
         checkpoint_path=checkpoint_path,
         num_classes=num_classes,
-        overlay=pretrained_cfg_overlay,
+        overlay=pretrained_cfg_overlay or {},
         options={**cfg_overrides, **{option: value for option, value in flat.items() if value is not None}},
     )
-    model = assemble(recipe)
+    model = assemble(resolve(request))
     if features_only:
         encoder = model.encoder if isinstance(model, SegmentationModel) else model
         assert isinstance(encoder, Encoder)  # a family is one or the other
@@ -105,7 +105,19 @@ def create_model(
     return model
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `create_model` was asked for; fields as its arguments."""
+
+    name: str
+    pretrained: bool = False
+    checkpoint_path: str | Path | None = None
+    num_classes: int | None = None
+    overlay: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the weights row
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the family's config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a model, before any of it is built; files are on this machine."""
 
@@ -120,21 +132,9 @@ class Recipe:
     config_file: Path | None = None  # of a saved model: what refusals of its own settings name
 
 
-def resolve(
-    name: str,
-    *,
-    pretrained: bool,
-    checkpoint_path: str | Path | None,
-    num_classes: int | None,
-    overlay: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> Recipe:
-    """Any kind of name -> its recipe; weights that are wanted are downloaded. Arguments as of `create_model`."""
-    if not name.startswith(SAVED_PREFIXES):
-        return _resolve_named(name, pretrained, checkpoint_path, num_classes, overlay, options)
-    if checkpoint_path is not None:
-        raise SegzooError(f"{name} comes with its weights; leave out checkpoint_path, or build the model by its name")
-    return _resolve_saved(name, num_classes, overlay, options)
+def resolve(request: Request) -> Recipe:
+    """Any kind of name becomes its recipe; weights that are wanted are downloaded. Raises as `create_model`."""
+    return _saved(request) if request.name.startswith(SAVED_PREFIXES) else _registered(request)
 
 
 def assemble(recipe: Recipe) -> Model:
@@ -159,7 +159,7 @@ def _filled(recipe: Recipe) -> Model:
     source = recipe.source
     if source is None:
         return recipe.build(recipe.cfg)
-    if source.is_the_user_s:
+    if source.by_hand:
         model = recipe.build(recipe.cfg)
         load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
@@ -171,51 +171,56 @@ def _filled(recipe: Recipe) -> Model:
         raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
 
 
-def _resolve_named(
-    name: str,
-    pretrained: bool,
-    checkpoint_path: str | Path | None,
-    num_classes: int | None,
-    overlay: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> Recipe:
-    variant_name, tag = parse_name(name)
+def _registered(request: Request) -> Recipe:
+    """Of "variant" or "variant.tag"."""
+    variant_name, tag = parse_name(request.name)
     family = VARIANTS[variant_name]
     variant, rows = family.variants[variant_name], rows_of(variant_name)
-    check_num_classes(num_classes, variant_name)
-    if pretrained and tag is None:
+    check_num_classes(request.num_classes, variant_name)
+    if request.pretrained and tag is None:
         tag = default_tag(rows)
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
-    full_name = f"{variant_name}.{tag}" if tag else variant_name
-    row = overlay_row(rows[tag] if tag else next(iter(rows.values()), None), overlay)
+    name = f"{variant_name}.{tag}" if tag else variant_name
+    row = overlay_row(rows[tag] if tag else next(iter(rows.values()), None), request.overlay)
     trained = trained_cfg(variant_name, row) if tag and row else variant.cfg
-    cfg = override(trained, options, variant_name)
-    if checkpoint_path is not None:
-        source = WeightsFile(checkpoint_path, is_the_user_s=True)
+    cfg = override(trained, request.options, variant_name)
+    if request.checkpoint_path is not None:
+        source = WeightsFile(request.checkpoint_path, by_hand=True)
     else:
-        source = row_file(full_name, row, trained) if pretrained and row else None
-    if num_classes is not None and (source is None or source.is_the_user_s):
-        cfg = override(cfg, {"num_classes": num_classes}, variant_name)
-    return Recipe(full_name, family.build, cfg, source, row, num_classes, variant.reduction)
-
-
-def _resolve_saved(
-    name: str, num_classes: int | None, overlay: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> Recipe:
-    config_file, source = saved_files(name)
-    saved = read_config(config_file)
-    check_num_classes(num_classes, saved.variant)
-    row = overlay_row(saved.pretrained_cfg, overlay)
-    if row is not None:
-        say_terms(name, row)
+        source = row_file(name, row, trained) if request.pretrained and row else None
+    if request.num_classes is not None and (source is None or source.by_hand):
+        cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
     return Recipe(
-        name=saved.name,
-        build=_builder_of(saved, f"{config_file} with the options given" if options else f"{config_file}"),
-        cfg=override(saved.cfg, options, saved.variant),
+        name=name,
+        build=family.build,
+        cfg=cfg,
         source=source,
         row=row,
-        num_classes=num_classes,
+        num_classes=request.num_classes,
+        plan=variant.reduction,
+    )
+
+
+def _saved(request: Request) -> Recipe:
+    """Of "local-dir:/path" or "hf-hub:org/name@revision"."""
+    if request.checkpoint_path is not None:
+        raise SegzooError(
+            f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
+        )
+    config_file, source = saved_files(request.name)
+    saved = read_config(config_file)
+    check_num_classes(request.num_classes, saved.variant)
+    row = overlay_row(saved.pretrained_cfg, request.overlay)
+    if row is not None:
+        say_terms(request.name, row)
+    return Recipe(
+        name=saved.name,
+        build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),
+        cfg=override(saved.cfg, request.options, saved.variant),
+        source=source,
+        row=row,
+        num_classes=request.num_classes,
         plan=saved.reduction,
         during_training=saved.during_training,
         config_file=config_file,
