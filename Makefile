@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format wheel wheel-test clean
+.PHONY: help demo test test-slow check format index wheel wheel-test clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -60,6 +60,9 @@ format: $(VENV)/.stamp-check  ## let ruff sort imports and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+index: $(VENV)/.stamp-core  ## names, weights rows and figures anew, after a family has changed
+	$(BIN)/python -m segzoo.zoo.index
+
 # `python -m build` makes the wheel from the source archive, so that both are proved complete.
 wheel: $(VENV)/.stamp-build  ## source archive and wheel in build/dist/
 	rm -rf build/dist
@@ -73,7 +76,7 @@ from pathlib import Path
 import segzoo
 source, installed = Path(sys.argv[1]).resolve(), Path(segzoo.__file__).resolve().parent
 assert installed != source and Path(sys.prefix).resolve() in installed.parents, f"not the installed package: {installed}"
-patterns = ("py.typed", "**/*.py", "labels/*.json", "weights/*")
+patterns = ("py.typed", "**/*.py", "labels/*.json", "weights/*", "zoo/index.json")
 for pattern in patterns:
     wanted = {p.relative_to(source) for p in source.glob(pattern) if p.is_file() and not p.name.startswith(".")}
     missing = sorted(str(p) for p in wanted if not (installed / p).is_file())

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     from safetensors.torch import load_file
 
     import segzoo
-    from segzoo.models import model_info
+    from segzoo.zoo import model_info
 
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()

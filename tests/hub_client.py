@@ -23,6 +23,8 @@ import torch
 
 import segzoo
 
+segzoo.create_model  # noqa: B018  # loaded now, so that the seconds of a job are its own
+
 
 class Client:
     """The parent's end."""

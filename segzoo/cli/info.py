@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..zoo.index import check_name
 from .arguments import positive
 from .output import print_json
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_name(args.model)  # before torch is loaded
     import torch
 
     from ..costing import cost
@@ -61,6 +63,7 @@ def _as_dict(
     return {
         "name": name,
         "family": info.family,
+        "note": info.note,
         "num_classes": model.num_classes,
         "size": result.size,
         "params": result.params,
@@ -78,6 +81,8 @@ def _as_dict(
 
 def _print_text(name: str, info: ModelInfo, model: Model, result: Cost, published: Sequence[PublishedCost]) -> None:
     print(f"{name} ({info.family}), {model.num_classes} classes")
+    if info.note:
+        print(f"note: {info.note}")
     print(result)
     for figure in published:
         params = f", {figure.params_m} M parameters" if figure.params_m else ""

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .._errors import SegzooError
+from ..zoo.index import known_models, known_rows, list_models, list_pretrained
 from .output import print_json, print_table
 
 SUMMARY = "list models, or with --pretrained every row of weights"
@@ -40,18 +41,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from ..zoo import list_models, model_info
-
-    rows = []
-    for name in list_models(args.filter):
-        info = model_info(name)
-        rows.append({"name": name, "family": info.family, "params": info.params, "tags": list(info.tags)})
-    return rows
+    known = known_models()
+    return [
+        {"name": name, "family": known[name].family, "params": known[name].params, "tags": [*known[name].rows]}
+        for name in list_models(args.filter)
+    ]
 
 
 def _weights(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from ..zoo import list_pretrained, model_info
-
+    known = known_rows()
     names = list_pretrained(
         args.filter,
         source=args.source,
@@ -61,8 +59,7 @@ def _weights(args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     rows = []
     for name in names:
-        row = model_info(name).pretrained_cfg
-        assert row is not None  # a tag has a row
+        row = known[name]
         rows.append(
             {
                 "name": name,

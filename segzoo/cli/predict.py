@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import ImageError, SegzooError
+from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, positive
 from .output import print_json, progress
 
@@ -39,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..prediction import predict
-
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
     paths = output_paths(args.images, args.output)
+    check_name(args.model)  # before torch is loaded
+    from ..prediction import predict
+
     model = _trained_model(args).eval().to(_device(args.device))
     if args.reduction:
         model.set_inference_reduction(args.reduction)

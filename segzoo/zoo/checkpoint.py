@@ -7,12 +7,13 @@ swallowed: it ends in a WeightsError that names the file and the way out, and th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,17 +23,25 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SegzooError, WeightsError
+from ..models.base import FeaturePyramid, Model
 from ..models.keys import Drop, Layout, StateDict, apply_rules
 from .pdparams import read_pdparams
-
-if TYPE_CHECKING:
-    from ..models.base import FeaturePyramid, Model
 
 # Where a training script puts the parameters in its checkpoint; a moving average of them is what it evaluates.
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of (Distributed)DataParallel and of torch.compile
 
 _log = logging.getLogger("segzoo")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """A file on this machine, and how its tensors may become a model's."""
+
+    path: str | Path
+    by_hand: bool = False  # the user's own, read into a model as drawn, whose classifier may stay
+    keep_mapped: bool = False  # see `build_with_weights`
+    origin: str | None = None  # where it was downloaded from, which a refusal names
 
 
 def load_weights(
@@ -61,9 +70,9 @@ def load_weights(
     if not isinstance(weights, (str, Path, Mapping)):
         raise SegzooError(f"weights must be a file or a mapping of names to tensors, not a {type(weights).__name__}")
     model = getattr(model, "_orig_mod", model)  # of a compiled model, which shares its parameters
-    target = getattr(model, "encoder", model) if not hasattr(model, "key_layouts") else model
-    if not hasattr(target, "key_layouts"):
-        inner = "; pass its .module" if hasattr(getattr(model, "module", None), "key_layouts") else ""
+    target = model.encoder if isinstance(model, FeaturePyramid) else model
+    if not isinstance(target, Model):
+        inner = "; pass its .module" if isinstance(getattr(model, "module", None), Model) else ""
         raise SegzooError(f"load_weights takes a model from create_model, not a {type(model).__name__}{inner}")
     own = target.state_dict()
     state = _fitted_state(target, own, weights, renew_classifier=renew_classifier, adapt_in_chans=adapt_in_chans)
@@ -145,7 +154,7 @@ def _fitted_state(
     state = read_state_dict(weights) if isinstance(weights, (str, Path)) else dict(weights)
     state = _tensors(_unwrap(state), source)
     state = target.fit_state(to_own_layout(target, state))
-    if target.num_classes == 0 and hasattr(target, "head"):
+    if target.num_classes == 0:
         state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
     if renew_classifier:
         names = target.classifier_parameters()

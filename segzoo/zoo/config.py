@@ -53,22 +53,6 @@ class SavedConfig:
         return self.name.partition(".")[0]
 
 
-def _config_types() -> dict[str, type]:
-    """The classes of all configs that a registered variant uses, nested ones included, by name."""
-    types: dict[str, type] = {}
-
-    def add(cfg: Any) -> None:
-        types[type(cfg).__name__] = type(cfg)
-        for field in dataclasses.fields(cfg):
-            if dataclasses.is_dataclass(value := getattr(cfg, field.name)):
-                add(value)
-
-    for family in FAMILIES.values():
-        for variant in family.variants.values():
-            add(variant.cfg)
-    return types
-
-
 # --- to JSON --------------------------------------------------------------------------------------------------------
 
 
@@ -215,13 +199,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedConfig:
-    name, dtype, row = block.get("name"), block.get("dtype"), block.get("pretrained_cfg")
-    variant = name.partition(".")[0] if isinstance(name, str) else name
-    if not isinstance(variant, str) or variant not in VARIANTS:
-        close = difflib.get_close_matches(str(variant), VARIANTS, n=3)
-        raise _InvalidError(f"unknown model {variant!r}" + (f" (did you mean {', '.join(close)}?)" if close else ""))
-    if config.get("architecture") != variant:
-        raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
+    name, variant = _names(config, block)
+    dtype, row = block.get("dtype"), block.get("pretrained_cfg")
+    during_training = block.get("reduction_during_training", False)
     if dtype not in DTYPES:
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
@@ -233,7 +213,6 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
     ):
         if value != expected:
             raise _InvalidError(f"{key} is {value!r}, but segzoo.cfg says {expected}")
-    during_training = block.get("reduction_during_training", False)
     if not isinstance(during_training, bool):
         raise _InvalidError(f"segzoo.reduction_during_training is {during_training!r}")
     return SavedConfig(
@@ -244,6 +223,18 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
     )
+
+
+def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> tuple[str, str]:
+    """The model's name and its variant, which is registered."""
+    name = block.get("name")
+    variant = name.partition(".")[0] if isinstance(name, str) else name
+    if not isinstance(name, str) or not isinstance(variant, str) or variant not in VARIANTS:
+        close = difflib.get_close_matches(str(variant), VARIANTS, n=3)
+        raise _InvalidError(f"unknown model {variant!r}" + (f" (did you mean {', '.join(close)}?)" if close else ""))
+    if config.get("architecture") != variant:
+        raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
+    return name, variant
 
 
 def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
@@ -266,6 +257,22 @@ def _cfg_from_json(value: Any, where: str) -> Any:
     if not isinstance(kind, str) or kind not in types:
         raise _InvalidError(f"{where} is no known config ({kind!r}); known: {', '.join(sorted(types))}")
     return _fields_from_json(types[kind], {name: item for name, item in value.items() if name != "type"}, where)
+
+
+def _config_types() -> dict[str, type]:
+    """The classes of all configs that a registered variant uses, nested ones included, by name."""
+    types: dict[str, type] = {}
+
+    def add(cfg: Any) -> None:
+        types[type(cfg).__name__] = type(cfg)
+        for field in dataclasses.fields(cfg):
+            if dataclasses.is_dataclass(value := getattr(cfg, field.name)):
+                add(value)
+
+    for family in FAMILIES.values():
+        for variant in family.variants.values():
+            add(variant.cfg)
+    return types
 
 
 def _fields_from_json(kind: type, values: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ def trained_cfg(variant_name: str, row: PretrainedCfg) -> Any:
 
 
 def check_num_classes(num_classes: int | None, variant_name: str) -> None:
+    """Raises SegzooError for what is no number of classes; 0 is one of an encoder alone, None is always right."""
     build = VARIANTS[variant_name].build
     least = 0 if isinstance(build, type) and issubclass(build, Encoder) else 1
     if num_classes is None:
@@ -71,6 +72,7 @@ def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def overlay_row(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) -> PretrainedCfg | None:
+    """The row with other values; one whose file comes from elsewhere forgets the size and the hash of the old file."""
     if not overlay:
         return row
     row = row or PretrainedCfg()

@@ -1,19 +1,53 @@
-"""A name becomes a model: `create_model`."""
+"""A name becomes a model in two steps: `resolve` decides everything and fetches the weights, `assemble` builds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from .._errors import SegzooError, WeightsError
-from ..models.base import FeaturePyramid, Model, SegmentationModel
+from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel
 from ..models.family import VARIANTS
-from .checkpoint import build_with_weights, load_weights
-from .config import read_config
-from .download import load_row, saved_files, say_terms
-from .names import default_tag, parse_name
+from ..models.rows import PretrainedCfg
+from .checkpoint import WeightsFile, build_with_weights, load_weights
+from .config import SavedConfig, read_config
+from .download import row_file, saved_files, say_terms
+from .index import SAVED_PREFIXES
+from .names import default_tag, parse_name, rows_of
 from .options import check_num_classes, overlay_row, override, trained_cfg
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = ...,
+    checkpoint_path: str | Path | None = ...,
+    num_classes: int | None = ...,
+    in_chans: int | None = ...,
+    drop_path_rate: float | None = ...,
+    features_only: Literal[False] = ...,
+    out_indices: None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    **cfg_overrides: Any,
+) -> Model: ...
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = ...,
+    checkpoint_path: str | Path | None = ...,
+    num_classes: int | None = ...,
+    in_chans: int | None = ...,
+    drop_path_rate: float | None = ...,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    **cfg_overrides: Any,
+) -> FeaturePyramid: ...
 
 
 def create_model(
@@ -59,92 +93,155 @@ def create_model(
             number of classes that the model cannot have.
         WeightsError: weights that are not published, missing, corrupt or of another model.
     """
-    if drop_path_rate is not None:
-        cfg_overrides["drop_path_rate"] = drop_path_rate
-    if in_chans is not None:
-        cfg_overrides["in_chans"] = in_chans
-    if name.startswith(("local-dir:", "hf-hub:")):
-        if checkpoint_path is not None:
-            raise SegzooError(
-                f"{name} comes with its weights; leave out checkpoint_path, or build the model by its name"
-            )
-        model = _create_saved(name, num_classes, pretrained_cfg_overlay, cfg_overrides)
-    else:
-        model = _create_named(name, pretrained, checkpoint_path, num_classes, pretrained_cfg_overlay, cfg_overrides)
-    if not features_only:
-        if out_indices is not None:
-            raise SegzooError("out_indices needs features_only=True")
+    flat = {"drop_path_rate": drop_path_rate, "in_chans": in_chans}
+    request = Request(
+        name=name,
+        pretrained=pretrained,
+        checkpoint_path=checkpoint_path,
+        num_classes=num_classes,
+        overlay=pretrained_cfg_overlay or {},
+        options={**cfg_overrides, **{option: value for option, value in flat.items() if value is not None}},
+    )
+    model = assemble(resolve(request))
+    if features_only:
+        encoder = model.encoder if isinstance(model, SegmentationModel) else model
+        assert isinstance(encoder, Encoder)  # a family is one or the other
+        encoder.reset_classifier(0)
+        return FeaturePyramid(encoder=encoder, out_indices=out_indices)
+    if out_indices is not None:
+        raise SegzooError("out_indices needs features_only=True")
+    return model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `create_model` was asked for; fields as its arguments."""
+
+    name: str
+    pretrained: bool = False
+    checkpoint_path: str | Path | None = None
+    num_classes: int | None = None
+    overlay: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the weights row
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the family's config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a model, before any of it is built; files are on this machine."""
+
+    name: str  # of the model: "variant" or "variant.tag"
+    build: Callable[[Any], Model]  # config -> model
+    cfg: Any  # the family's config that the weights are loaded into
+    source: WeightsFile | None  # None: as drawn
+    row: PretrainedCfg | None
+    num_classes: int | None = None  # None: as `cfg`; another number than its renews the classifier after loading
+    plan: Any = None  # reduction that belongs to the name; None: neutral
+    during_training: bool = False  # the plan holds in training mode, too
+    config_file: Path | None = None  # of a saved model: what refusals of its own settings name
+
+
+def resolve(request: Request) -> Recipe:
+    """Any kind of name becomes its recipe; weights that are wanted are downloaded. Raises as `create_model`."""
+    return _saved(request) if request.name.startswith(SAVED_PREFIXES) else _registered(request)
+
+
+def assemble(recipe: Recipe) -> Model:
+    """Build, load, set the classes and the reduction, and say what it is."""
+    model = _filled(recipe)
+    if recipe.num_classes not in (None, model.num_classes):
+        model.reset_classifier(recipe.num_classes)
+    model.name = recipe.name
+    model.pretrained_cfg = recipe.row
+    if recipe.plan is not None:
+        try:
+            model.set_inference_reduction(recipe.plan, during_training=recipe.during_training)
+        except SegzooError as error:
+            if recipe.config_file is None:
+                raise
+            raise WeightsError(f"{recipe.config_file}: {error}") from None
+    return model
+
+
+def _filled(recipe: Recipe) -> Model:
+    """The model with its parameters: as drawn, or those of the file."""
+    source = recipe.source
+    if source is None:
+        return recipe.build(recipe.cfg)
+    if source.by_hand:
+        model = recipe.build(recipe.cfg)
+        load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
-    encoder = model.encoder if isinstance(model, SegmentationModel) else model
-    encoder.reset_classifier(0)
-    return FeaturePyramid(encoder=encoder, out_indices=out_indices)
+    try:
+        return build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
+    except WeightsError as error:
+        if source.origin is None:
+            raise
+        raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
 
 
-def _create_named(
-    name: str,
-    pretrained: bool,
-    checkpoint_path: str | Path | None,
-    num_classes: int | None,
-    overlay: Mapping[str, Any] | None,
-    cfg_overrides: Mapping[str, Any],
-) -> Model:
-    variant_name, tag = parse_name(name)
+def _registered(request: Request) -> Recipe:
+    """Of "variant" or "variant.tag"."""
+    variant_name, tag = parse_name(request.name)
     family = VARIANTS[variant_name]
-    variant = family.variants[variant_name]
-    rows = family.pretrained.get(variant_name, {})
-    check_num_classes(num_classes, variant_name)
-    if pretrained and tag is None:
+    variant, rows = family.variants[variant_name], rows_of(variant_name)
+    check_num_classes(request.num_classes, variant_name)
+    if request.pretrained and tag is None:
         tag = default_tag(rows)
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
-    row = overlay_row(rows[tag] if tag else next(iter(rows.values()), None), overlay)
-
-    own_cfg = trained_cfg(variant_name, row) if tag else variant.cfg
-    cfg = override(own_cfg, cfg_overrides, variant_name)
-    if pretrained and checkpoint_path is None:
-        model = load_row(lambda: family.build(cfg), f"{variant_name}.{tag}", row, own_cfg)
-        if num_classes is not None and num_classes != cfg.num_classes:
-            model.reset_classifier(num_classes)
+    name = f"{variant_name}.{tag}" if tag else variant_name
+    row = overlay_row(rows[tag] if tag else next(iter(rows.values()), None), request.overlay)
+    trained = trained_cfg(variant_name, row) if tag and row else variant.cfg
+    cfg = override(trained, request.options, variant_name)
+    if request.checkpoint_path is not None:
+        source = WeightsFile(request.checkpoint_path, by_hand=True)
     else:
-        if num_classes is not None:
-            cfg = override(cfg, {"num_classes": num_classes}, variant_name)
-        model = family.build(cfg)
-        if checkpoint_path is not None:
-            load_weights(model, checkpoint_path, renew_classifier=num_classes is not None, adapt_in_chans=True)
-    model.name = f"{variant_name}.{tag}" if tag else variant_name
-    model.pretrained_cfg = row
-    if variant.reduction is not None:
-        model.set_inference_reduction(variant.reduction)
-    return model
+        source = row_file(name, row, trained) if request.pretrained and row else None
+    if request.num_classes is not None and (source is None or source.by_hand):
+        cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
+    return Recipe(
+        name=name,
+        build=family.build,
+        cfg=cfg,
+        source=source,
+        row=row,
+        num_classes=request.num_classes,
+        plan=variant.reduction,
+    )
 
 
-def _create_saved(
-    name: str, num_classes: int | None, overlay: Mapping[str, Any] | None, cfg_overrides: Mapping[str, Any]
-) -> Model:
-    config, weights = saved_files(name)
-    saved = read_config(config)
-    check_num_classes(num_classes, saved.variant)
-    row = overlay_row(saved.pretrained_cfg, overlay)
+def _saved(request: Request) -> Recipe:
+    """Of "local-dir:/path" or "hf-hub:org/name@revision"."""
+    if request.checkpoint_path is not None:
+        raise SegzooError(
+            f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
+        )
+    config_file, source = saved_files(request.name)
+    saved = read_config(config_file)
+    check_num_classes(request.num_classes, saved.variant)
+    row = overlay_row(saved.pretrained_cfg, request.overlay)
     if row is not None:
-        say_terms(name, row)
-    cfg = override(saved.cfg, cfg_overrides, saved.variant)
-    family = VARIANTS[saved.variant]
+        say_terms(request.name, row)
+    return Recipe(
+        name=saved.name,
+        build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),
+        cfg=override(saved.cfg, request.options, saved.variant),
+        source=source,
+        row=row,
+        num_classes=request.num_classes,
+        plan=saved.reduction,
+        during_training=saved.during_training,
+        config_file=config_file,
+    )
 
-    def build() -> Model:
+
+def _builder_of(saved: SavedConfig, where: str) -> Callable[[Any], Model]:
+    """config -> model in the saved dtype; a config that fits no model is the file's fault and refused by its name."""
+
+    def build(cfg: Any) -> Model:
         try:
-            return family.build(cfg).to(saved.dtype)
+            return VARIANTS[saved.variant].build(cfg).to(saved.dtype)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            given = " with the options given" if cfg_overrides else ""
-            raise WeightsError(f"{config}{given} describes no model that can be built: {error}") from error
+            raise WeightsError(f"{where} describes no model that can be built: {error}") from error
 
-    model = build_with_weights(build, weights, keep_mapped=name.startswith("hf-hub:"))
-    if num_classes is not None and num_classes != cfg.num_classes:
-        model.reset_classifier(num_classes)
-    model.name = saved.name
-    model.pretrained_cfg = row
-    if saved.reduction is not None:
-        try:
-            model.set_inference_reduction(saved.reduction, during_training=saved.during_training)
-        except SegzooError as error:
-            raise WeightsError(f"{config}: {error}") from None
-    return model
+    return build

@@ -1,0 +1,218 @@
+"""Which names there are, and what is known about them: listing, matching and refusals, all without torch.
+
+`index.json` beside this file is the registry as plain data. `python -m segzoo.zoo.index` (or `make index`) writes it
+whenever a family, a variant or a weights row has changed; a test compares it with the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import json
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._errors import SegzooError
+
+INDEX = Path(__file__).with_name("index.json")
+SAVED_PREFIXES = ("local-dir:", "hf-hub:")  # names of saved models, which no list knows
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedRow:
+    """What a list says about a weights row; the fields mean what those of `models.rows.PretrainedCfg` do."""
+
+    state: str
+    loadable: bool = True
+    from_text: str = ""  # where the file is, in short
+    dataset: str = ""
+    num_classes: int = 1000
+    miou: float | None = None  # percent
+    miou_protocol: str = ""
+    recommended_reduction: str | None = None
+    license: str = "unknown"
+    license_url: str | None = None
+    commercial_use: bool | None = None
+    origin: str = ""
+    how_to_get: str = ""  # unpublished: the recipe that makes them loadable
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not at their defaults."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedModel:
+    """What a list says about a variant."""
+
+    family: str
+    params: int | None = None
+    published: tuple[Mapping[str, Any], ...] = ()  # fields of `models.family.PublishedCost`
+    rows: Mapping[str, ListedRow] = dataclasses.field(default_factory=dict)  # tag -> row; the first is the default
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not empty."""
+        rows = {tag: row.changed() for tag, row in self.rows.items()}
+        fields = {"family": self.family, "params": self.params, "published": self.published, "rows": rows}
+        return {name: value for name, value in fields.items() if value}
+
+
+def list_models(
+    filter: str | Sequence[str] = "*",
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = (),
+) -> list[str]:
+    """Names in natural order. With `pretrained`, `name.tag` of the rows whose weights can be loaded.
+
+    >>> import segzoo
+    >>> segzoo.list_models("rtformer_*", exclude_filters="*_backbone")
+    ['rtformer_base', 'rtformer_slim']
+
+    Args:
+        filter: wildcard or wildcards, such as "edaformer*"; a name is listed if any matches.
+        exclude_filters: wildcard or wildcards of names to leave out.
+    """
+    names = [name for name, row in known_rows().items() if row.loadable] if pretrained else known_models()
+    return _select(names, filter, exclude_filters)
+
+
+def list_pretrained(
+    filter: str | Sequence[str] = "*",
+    exclude_filters: str | Sequence[str] = (),
+    *,
+    source: str | None = None,
+    license: str | None = None,
+    commercial: bool | None = None,
+    dataset: str | None = None,
+) -> list[str]:
+    """`name.tag` of every weights row, in natural order, also of those that are not published yet.
+
+    >>> import segzoo
+    >>> segzoo.list_pretrained("edaformer_*", source="bundled")
+    ['edaformer_t.scenes']
+
+    Args:
+        filter: wildcard or wildcards, such as "segformer_b?.*"; a name is listed if any matches.
+        exclude_filters: wildcard or wildcards of names to leave out.
+        source: only rows that are "bundled", "hub", "url" or "unpublished".
+        license: only rows under this licence, such as "apache-2.0".
+        commercial: only rows that allow commercial use (True) or are known to forbid it (False).
+        dataset: only rows trained on it, such as "ade20k".
+
+    Raises:
+        SegzooError: a source, licence or data set that no row has; the message lists those that there are.
+    """
+    every = rows = known_rows()
+    for option, field, wanted in (
+        ("source", "state", source),
+        ("license", "license", license),
+        ("commercial", "commercial_use", commercial),
+        ("dataset", "dataset", dataset),
+    ):
+        if wanted is None:
+            continue
+        found = {getattr(row, field) for row in every.values()}
+        if wanted not in found:
+            valid = ", ".join(sorted(str(value) for value in found if value is not None))
+            raise SegzooError(f"no weights have {option} {wanted!r}; there are: {valid}")
+        rows = {name: row for name, row in rows.items() if getattr(row, field) == wanted}
+    return _select(rows, filter, exclude_filters)
+
+
+def known_models() -> Mapping[str, ListedModel]:
+    """Every variant: of the index until the models are loaded, then of the registry, which the user may extend."""
+    if "segzoo.models" not in sys.modules:
+        return read_index()
+    from .names import registered
+
+    return registered()
+
+
+def known_rows() -> dict[str, ListedRow]:
+    """`name.tag` -> row, of every variant."""
+    return {f"{name}.{tag}": row for name, model in known_models().items() for tag, row in model.rows.items()}
+
+
+def check_name(name: str) -> None:
+    """Refuse a mistyped name before torch is loaded; a saved model's name passes.
+
+    Raises:
+        SegzooError: no such variant or tag; the message lists close ones.
+    """
+    if not name.startswith(SAVED_PREFIXES):
+        split_name(name, {variant: model.rows for variant, model in known_models().items()})
+
+
+def split_name(name: str, known: Mapping[str, Collection[str]]) -> tuple[str, str | None]:
+    """A variant or variant.tag becomes the variant and the tag, which is None without one.
+
+    Args:
+        known: variant -> its tags.
+
+    Raises:
+        SegzooError: no such variant or tag; the message lists close ones.
+    """
+    variant, _, tag = name.partition(".")
+    if variant not in known:
+        close = difflib.get_close_matches(variant, known, n=3) or _select(known, "*", "test_*")
+        raise SegzooError(f"unknown model {name!r}; did you mean {', '.join(close)}? segzoo.list_models() lists all")
+    if not tag:
+        return variant, None
+    if tag not in known[variant]:
+        raise SegzooError(f"{variant} has no weights tagged {tag!r}; its tags: {', '.join(known[variant]) or 'none'}")
+    return variant, tag
+
+
+def _select(names: Iterable[str], filter: str | Sequence[str], exclude: str | Sequence[str]) -> list[str]:
+    """Those that any wildcard of `filter` matches and none of `exclude`, in natural order."""
+    include = [filter] if isinstance(filter, str) else list(filter)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return sorted((name for name in names if matches(name, include) and not matches(name, exclude)), key=_natural_key)
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts b2 before b10: digits compare as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def read_index() -> Mapping[str, ListedModel]:
+    """The variants that this version of segzoo ships."""
+    models = {}
+    for name, fields in json.loads(INDEX.read_text(encoding="utf-8")).items():
+        published = tuple(fields.pop("published", ()))
+        rows = {tag: ListedRow(**row) for tag, row in fields.pop("rows", {}).items()}
+        models[name] = ListedModel(**fields, published=published, rows=rows)
+    return models
+
+
+def to_json(models: Mapping[str, ListedModel]) -> str:
+    """The text of `index.json`, which leaves out what is at its default."""
+    return json.dumps({name: model.changed() for name, model in models.items()}, indent=1) + "\n"
+
+
+def main() -> None:
+    """Write `index.json` from the registry."""
+    from .names import registered
+
+    INDEX.write_text(to_json(registered()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
