@@ -25,6 +25,7 @@ from .models.rows import PretrainedCfg, label_set
 from .plans import Plan, current_plan
 from .preprocess import ImageSource, describe, load_image, model_size, pixel_pair, to_input
 from .results import Segmentation
+from .twins import eval_twin
 
 
 class ScoreMaker(typing.Protocol):
@@ -106,7 +107,8 @@ def predict(
     """Segment an image, or each of a list.
 
     Args:
-        model: a segmentation model of segzoo; it is run in eval mode and left in the mode it was in.
+        model: a segmentation model of segzoo, in any mode: what runs is its twin in eval mode (`segzoo.twins`), so that
+            the model is never touched and several threads may use it (docs/threads.md).
         image: path, bytes of an image file (or a BytesIO), PIL image, or uint8 array (H, W, C); or a list or tuple of
             these.
         resize: (H, W) in pixels at which the model sees the image; default: the rule of its weights row.
@@ -160,7 +162,7 @@ def predict_keypoints(
     """Find keypoints in an image, or top-down in a part of it.
 
     Args:
-        model: a keypoint model of segzoo (`segformer_b0_keypoints`); run in eval mode and left in the mode it was in.
+        model: a keypoint model of segzoo (`segformer_b0_keypoints`); in any mode, as for `predict`.
         image: as for `predict`.
         box: (x0, y0, x1, y1) in pixels of the part to look at, for example a detected person with some room around;
             rounded outwards to whole pixels and clipped to the image. Default: the whole image.
@@ -259,26 +261,20 @@ def score_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
 
 
 class ModelScores:
-    """A model as a ScoreMaker, run in eval mode and left in the mode it was in."""
+    """A model as a ScoreMaker: its twin in eval mode, with the reduction in force when this was made."""
 
     def __init__(self, model: SegmentationModel):
-        self.upscaler = self.model = model
-        self.name = model.name or type(model).__name__
-        self.in_chans = model.in_chans
-        self.row = model.pretrained_cfg or PretrainedCfg()
-        self.label_set = label_set(self.row, model.num_classes) or generic_labels(model.num_classes)
-
-    @property
-    def plan(self) -> Plan:
-        return current_plan(self.model)
-
-    @property
-    def like(self) -> Tensor:
-        return next(self.model.parameters())
+        twin = eval_twin(model)
+        self.upscaler = self.twin = twin
+        self.name = twin.name or type(twin).__name__
+        self.in_chans = twin.in_chans
+        self.row = twin.pretrained_cfg or PretrainedCfg()
+        self.label_set = label_set(self.row, twin.num_classes) or generic_labels(twin.num_classes)
+        self.plan = current_plan(twin)
+        self.like = next(twin.parameters())
 
     def head_output(self, x_BCHW: Tensor) -> Any:
-        with _eval_mode(self.model):
-            return self.model.forward_head(self.model.forward_features(x_BCHW))
+        return self.twin.forward_head(self.twin.forward_features(x_BCHW))
 
 
 # --- one image, in the order of the data ------------------------------------------------------------------------------
@@ -379,22 +375,6 @@ class Averaged:
 
 
 AVERAGED = Averaged()
-
-
-class _eval_mode:  # noqa: N801  (reads as a verb in `with`)
-    """Run in eval mode and give every module its own mode back."""
-
-    def __init__(self, model: nn.Module):
-        self.training = [module for module in model.modules() if module.training]
-        self.model = model
-
-    def __enter__(self) -> None:
-        if self.training:
-            self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.training:
-            module.training = True
 
 
 def _scaled(size: tuple[int, int], scale: float, divisor: int) -> tuple[int, int]:

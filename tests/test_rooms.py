@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("interop",),
     ("tuning",),
     ("preprocess",),
-    ("costing", "folding", "keypoints", "masks", "visualize"),
+    ("costing", "folding", "keypoints", "masks", "twins", "visualize"),
     ("models",),
     ("layers",),
     ("labels", "weights", "_version"),
