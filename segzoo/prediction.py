@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
-from math import ceil, floor, inf, isfinite
+from math import ceil, floor, isfinite
 from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
@@ -23,9 +23,11 @@ from .masks import Upscaler, class_map
 from .models.base import SegmentationModel
 from .models.rows import PretrainedCfg, label_set
 from .plans import Plan, current_plan
-from .preprocess import ImageSource, describe, load_image, model_size, pixel_pair, to_input
+from .preprocess import ImageSource, check_pixels, describe, load_image, model_size, pixel_pair, to_input
 from .results import Segmentation
 from .twins import eval_twin
+
+MAX_SCALE = 64
 
 
 class ScoreMaker(typing.Protocol):
@@ -240,7 +242,10 @@ def protocol_of(
         whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
         raise SegzooError(f"a window of {window} cannot move by {step}{whose}: stride <= crop is needed")
     if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
-        raise SegzooError(f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), not {scales!r}")
+        raise SegzooError(
+            f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), of at most {MAX_SCALE}, "
+            f"not {scales!r}"
+        )
     return Protocol(resize=resize, mode=mode, crop=window, stride=step, scales=tuple(scales), flip=bool(flip))
 
 
@@ -378,10 +383,11 @@ AVERAGED = Averaged()
 
 
 def _scaled(size: tuple[int, int], scale: float, divisor: int) -> tuple[int, int]:
-    """`size` times `scale`, up to multiples of `divisor`; as it is at scale 1."""
+    """`size` times `scale`, up to multiples of `divisor`; as it is at scale 1. ImageError beyond SEGZOO_MAX_PIXELS."""
     if scale == 1:
         return size
     H, W = (max(1, ceil(side * scale / divisor)) * divisor for side in size)
+    check_pixels(f"the image at scale {scale}", (H, W))
     return H, W
 
 
@@ -402,4 +408,4 @@ def _box(box: object) -> tuple[float, float, float, float]:
 
 
 def _is_positive(scale: object) -> bool:
-    return isinstance(scale, (int, float)) and 0 < scale < inf
+    return isinstance(scale, (int, float)) and 0 < scale <= MAX_SCALE
