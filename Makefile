@@ -31,10 +31,10 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.stamp-core
 
-# Only the linter, at the version that the "dev" extra names: no torch, so that this takes seconds.
+# The type checker reads the packages that segzoo imports, so it needs what the tests do.
 $(VENV)/.stamp-check: $(VENV)/.stamp-venv pyproject.toml
-	$(PIP) "$$(sed -n 's/^dev = \["\(ruff[^"]*\)".*/\1/p' pyproject.toml)"
-	@touch $@
+	$(PIP) -e '.[test,dev]'
+	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-test
 
 $(VENV)/.stamp-build: $(VENV)/.stamp-venv
 	$(PIP) build
@@ -52,9 +52,10 @@ test: $(VENV)/.stamp-test  ## the fast tests
 test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-check: $(VENV)/.stamp-check  ## lint and formatting
+check: $(VENV)/.stamp-check  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.stamp-check  ## let ruff sort imports and format the code
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ Two rules, neither of which knows a family:
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,13 @@ from ._errors import SegzooError
 from .layers.norm_folding import fold_norm_after, fold_norm_before
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that knows its own form for inference."""
+
+    def folded(self) -> nn.Module: ...
 
 
 def fold(model: M) -> M:
@@ -46,15 +53,15 @@ def fold(model: M) -> M:
         raise SegzooError(f"fold() is for inference, but {training} is in training mode; call model.eval() first")
     folded = _fold(copy.deepcopy(model)).eval().requires_grad_(False)
     # The zoo's maps are channels-last; weights that are, too, need no reordering in every call.
-    return folded.to(memory_format=torch.channels_last)
+    return cast(M, folded.to(memory_format=torch.channels_last))
 
 
 def _fold(module: nn.Module) -> nn.Module:
     for name, child in list(module.named_children()):
         setattr(module, name, _fold(child))
-    if type(module).forward is nn.Sequential.forward:
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         _fold_sequence(module)
-    return module.folded() if hasattr(module, "folded") else module
+    return module.folded() if isinstance(module, Foldable) else module
 
 
 def _fold_sequence(sequence: nn.Sequential) -> None:

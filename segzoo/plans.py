@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import nn
 
 from ._errors import SegzooError
 from .layers.reduction import NEUTRAL, Entry, Reduction, entry_to_json, entry_to_text, parse_entry
+
+# Held while the entries of a model are set, or read together, so that no thread sees half of a plan.
+plan_lock = threading.Lock()
 
 
 class Plan(dict):
@@ -69,9 +73,10 @@ def set_inference_reduction(model: nn.Module, plan: object, *, during_training: 
     """
     sites = reduction_sites(model)
     resolved = resolve_plan(plan, sites, getattr(model, "reduction_presets", {}))
-    for site, leaves in sites.items():
-        for leaf in leaves:
-            leaf.entry, leaf.during_training = resolved[site], during_training and resolved[site] != NEUTRAL
+    with plan_lock:
+        for site, leaves in sites.items():
+            for leaf in leaves:
+                leaf.entry, leaf.during_training = resolved[site], during_training and resolved[site] != NEUTRAL
     return resolved
 
 
@@ -88,17 +93,20 @@ def inference_reduction(model: nn.Module, plan: object, *, during_training: bool
     {Pool(factor=1, kind='avg')}
     """
     leaves = [leaf for leaves in reduction_sites(model).values() for leaf in leaves]
-    before = [(leaf.entry, leaf.during_training) for leaf in leaves]
+    with plan_lock:
+        before = [(leaf.entry, leaf.during_training) for leaf in leaves]
     try:
         yield set_inference_reduction(model, plan, during_training=during_training)
     finally:
-        for leaf, (entry, during) in zip(leaves, before, strict=True):
-            leaf.entry, leaf.during_training = entry, during
+        with plan_lock:
+            for leaf, (entry, during) in zip(leaves, before, strict=True):
+                leaf.entry, leaf.during_training = entry, during
 
 
 def current_plan(model: nn.Module) -> Plan:
     """The plan that is set now (also while training mode makes it neutral)."""
-    return Plan((site, leaves[0].entry) for site, leaves in reduction_sites(model).items())
+    with plan_lock:
+        return Plan((site, leaves[0].entry) for site, leaves in reduction_sites(model).items())
 
 
 def resolve_plan(
@@ -144,7 +152,7 @@ def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
 
 
 def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:
-    if key in sites:
+    if isinstance(key, str) and key in sites:
         yield key, parse_entry(value)
         return
     part, _, side = str(key).partition(".")

@@ -1,10 +1,15 @@
-"""The walk: image -> preprocess -> model (whole or sliding window, scales and flips) -> class map -> Segmentation."""
+"""The walk: image -> preprocess -> model (whole or sliding window, scales and flips) -> class map -> Segmentation.
+
+Shape suffixes: B batch, K classes, C channels, H, W rows and columns of an image or map.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Iterator, Sequence
-from math import ceil, floor, inf, isfinite
-from typing import Any
+from math import ceil, floor, isfinite
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -12,18 +17,87 @@ from torch import Tensor, nn
 
 from ._errors import ImageError, SegzooError
 from .keypoints import Keypoints, decode_heatmaps
-from .labels import generic_labels
+from .labels import LabelSet, generic_labels
 from .layers.shapes import resize as resize_map
-from .masks import class_map
+from .masks import Upscaler, class_map
+from .models.base import SegmentationModel
 from .models.rows import PretrainedCfg, label_set
-from .plans import current_plan
-from .preprocess import ImageSource, describe, load_image, model_size, pixel_pair, to_input
+from .plans import Plan, current_plan
+from .preprocess import ImageSource, check_pixels, describe, load_image, model_size, pixel_pair, to_input
 from .results import Segmentation
+from .twins import eval_twin
+
+MAX_SCALE = 64
+
+
+class ScoreMaker(typing.Protocol):
+    """What the walk runs: a segmentation model, or whatever has these members in its place."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def in_chans(self) -> int: ...
+
+    @property
+    def row(self) -> PretrainedCfg:
+        """How images are prepared, and the test protocol."""
+        ...
+
+    @property
+    def label_set(self) -> LabelSet: ...
+
+    @property
+    def plan(self) -> Plan:
+        """The inference reduction that its scores are made with."""
+        ...
+
+    @property
+    def like(self) -> Tensor:
+        """Any tensor on the device and in the dtype in which images are taken."""
+        ...
+
+    def head_output(self, x_BCHW: Tensor) -> Any:
+        """Normalised images -> what the model's `forward_head` returns."""
+        ...
+
+    @property
+    def upscaler(self) -> Upscaler:
+        """The model's `to_size` and `score_kind`."""
+        ...
+
+
+@overload
+def predict(
+    model: nn.Module | ScoreMaker,
+    image: ImageSource,
+    *,
+    resize: tuple[int, int] | None = ...,
+    mode: str | None = ...,
+    crop: tuple[int, int] | None = ...,
+    stride: tuple[int, int] | None = ...,
+    scales: Sequence[float] = ...,
+    flip: bool = ...,
+) -> Segmentation: ...
+
+
+@overload
+def predict(
+    model: nn.Module | ScoreMaker,
+    image: list[ImageSource] | tuple[ImageSource, ...],
+    *,
+    resize: tuple[int, int] | None = ...,
+    mode: str | None = ...,
+    crop: tuple[int, int] | None = ...,
+    stride: tuple[int, int] | None = ...,
+    scales: Sequence[float] = ...,
+    flip: bool = ...,
+) -> list[Segmentation]: ...
 
 
 def predict(
-    model: nn.Module,
-    image: ImageSource | Sequence[ImageSource],
+    model: nn.Module | ScoreMaker,
+    image: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
     *,
     resize: tuple[int, int] | None = None,
     mode: str | None = None,
@@ -41,7 +115,8 @@ def predict(
     ((64, 96), dtype('uint8'))
 
     Args:
-        model: a segmentation model of segzoo; it is run in eval mode and left in the mode it was in.
+        model: a segmentation model of segzoo, in any mode: what runs is its twin in eval mode (`segzoo.twins`), so that
+            the model is never touched and several threads may use it (docs/threads.md).
         image: path, bytes of an image file (or a BytesIO), PIL image, or uint8 array (H, W, C); or a list or tuple of
             these.
         resize: (H, W) in pixels at which the model sees the image; default: the rule of its weights row.
@@ -60,17 +135,20 @@ def predict(
         ImageError: an image that cannot be read. Of a list, all others are still processed: the error names every
             image that failed, and its `results` has the others, None in the failed places.
     """
-    if not hasattr(model, "forward_head") or not hasattr(model, "to_size"):
-        inner = "; pass its .module" if hasattr(getattr(model, "module", None), "forward_head") else ""
-        raise SegzooError(f"{type(model).__name__} is no segmentation model; segzoo.list_models() lists them{inner}")
-    walk = _Walk(model, resize=resize, mode=mode, crop=crop, stride=stride, scales=scales, flip=flip)
+    maker = score_maker(model)
+    if maker.upscaler.score_kind == "heatmap":
+        raise SegzooError(
+            f"{maker.name} gives heatmaps of keypoints, not classes; call "
+            "segzoo.prediction.predict_keypoints(model, image)"
+        )
+    protocol = protocol_of(maker.row, resize=resize, mode=mode, crop=crop, stride=stride, scales=scales, flip=flip)
     if not isinstance(image, (list, tuple)):
-        return walk(image)
+        return segment_one(maker, image, protocol)
     results: list[Segmentation | None] = []
     failures = []
     for item in image:
         try:
-            results.append(walk(item))
+            results.append(segment_one(maker, item, protocol))
         except ImageError as error:
             results.append(None)
             failures.append(str(error))
@@ -78,7 +156,7 @@ def predict(
         error = ImageError("; ".join(failures))
         error.results = results
         raise error
-    return results
+    return [result for result in results if result is not None]
 
 
 @torch.inference_mode()
@@ -92,7 +170,7 @@ def predict_keypoints(
     """Find keypoints in an image, or top-down in a part of it.
 
     Args:
-        model: a keypoint model of segzoo (`segformer_b0_keypoints`); run in eval mode and left in the mode it was in.
+        model: a keypoint model of segzoo (`segformer_b0_keypoints`); in any mode, as for `predict`.
         image: as for `predict`.
         box: (x0, y0, x1, y1) in pixels of the part to look at, for example a detected person with some room around;
             rounded outwards to whole pixels and clipped to the image. Default: the whole image.
@@ -107,128 +185,182 @@ def predict_keypoints(
         ImageError: an image that cannot be read.
         SegzooError: a model of another kind, or a box without a pixel of the image.
     """
-    if getattr(model, "score_kind", None) != "heatmap":
+    maker = score_maker(model) if isinstance(model, SegmentationModel) else None
+    if maker is None or maker.upscaler.score_kind != "heatmap":
         raise SegzooError(f"{type(model).__name__} is no keypoint model; segzoo.list_models('*_keypoints') lists them")
-    image_HWC = load_image(image, model.in_chans)
+    image_HWC = load_image(image, maker.in_chans)
     H, W = image_HWC.shape[:2]
     x0, y0, x1, y1 = (0, 0, W, H) if box is None else _box(box)
     left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(W, ceil(x1)), min(H, ceil(y1))
     if left >= right or top >= bottom:
         raise SegzooError(f"box {box} has no pixel of an image of {W} x {H}; give (x0, y0, x1, y1) in pixels")
     part_HWC = image_HWC[top:bottom, left:right]
-    size = part_HWC.shape[:2]
-    row = getattr(model, "pretrained_cfg", None) or PretrainedCfg()
-    x_BCHW = to_input(part_HWC, model_size(size, row, resize), row, next(model.parameters()))
-    with _eval_mode(model):
-        heatmaps_BKHW = model.forward_head(model.forward_features(x_BCHW)).float().cpu()
+    size = (bottom - top, right - left)
+    x_BCHW = to_input(part_HWC, model_size(size, maker.row, resize), maker.row, maker.like)
+    heatmaps_BKHW = maker.head_output(x_BCHW).float().cpu()
     xy_BK2, score_BK = decode_heatmaps(heatmaps_BKHW, size, origin=(left, top))
     return Keypoints(xy=xy_BK2[0], score=score_BK[0])
 
 
-class _Walk:
-    """The options of one call, checked once, and the walk of one image."""
+# --- what a call asks for ---------------------------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        resize: tuple[int, int] | None,
-        mode: str | None,
-        crop: tuple[int, int] | None,
-        stride: tuple[int, int] | None,
-        scales: Sequence[float],
-        flip: bool,
-    ):
-        if getattr(model, "score_kind", None) == "heatmap":
-            raise SegzooError(
-                f"{model.name or type(model).__name__} gives heatmaps of keypoints, not classes; call "
-                "segzoo.prediction.predict_keypoints(model, image)"
-            )
-        self.model = model
-        self.row = getattr(model, "pretrained_cfg", None) or PretrainedCfg()
-        self.label_set = label_set(self.row, model.num_classes) or generic_labels(model.num_classes)
-        self.resize = resize
-        self.mode = mode or self.row.test_mode
-        if self.mode not in ("whole", "slide"):
-            raise SegzooError(f"mode must be 'whole' or 'slide', not {self.mode!r}")
-        if self.mode == "whole" and (crop is not None or stride is not None):
-            raise SegzooError("crop and stride belong to mode='slide'")
-        self.crop = self.row.crop or self.row.input_size if crop is None else pixel_pair("crop", crop)
-        two_thirds = tuple(max(1, side * 2 // 3) for side in self.crop)
-        self.stride = self.row.stride or two_thirds if stride is None else pixel_pair("stride", stride)
-        if any(s > c for s, c in zip(self.stride, self.crop, strict=True)):
-            whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
-            raise SegzooError(f"a window of {self.crop} cannot move by {self.stride}{whose}: stride <= crop is needed")
-        if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
-            raise SegzooError(f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), not {scales!r}")
-        self.scales = scales
-        self.mirrored = (False, True) if flip else (False,)
-        self.num_views = len(self.scales) * len(self.mirrored)
 
-    @torch.inference_mode()
-    def __call__(self, source: ImageSource) -> Segmentation:
-        image_HWC = load_image(source, self.model.in_chans)
-        size = image_HWC.shape[:2]
-        seen_size = model_size(size, self.row, self.resize)
-        with _eval_mode(self.model):
-            if self.num_views > 1 or self.mode == "slide":
-                maker, head_output = _Scores, self.mean_of_views(image_HWC, seen_size)
-            else:
-                maker, head_output = self.model, self.head_output(self.input(image_HWC, seen_size, self.scales[0]))
-            mask_BHW = class_map(maker, head_output, size)
-        kept = _on_cpu(head_output)
-        mask = mask_BHW[0].cpu().numpy()
-        return Segmentation(
-            mask=mask if mask.dtype == np.uint8 else mask.astype(np.uint16),
-            label_set=self.label_set,
-            image=image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2),
-            source=describe(source),
-            plan=current_plan(self.model),
-            _full_scores=lambda: maker.to_size(kept, size),
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How one call looks at each of its images, every option decided and checked."""
+
+    resize: tuple[int, int] | None  # (H, W) in pixels at which the model sees an image; None = the row's rule
+    mode: str  # "whole" or "slide"
+    crop: tuple[int, int]  # slide: window (H, W) in pixels
+    stride: tuple[int, int]  # slide: step (H, W) in pixels
+    scales: tuple[float, ...]  # factors on the size at which the model sees the image, one view each
+    flip: bool  # the mirror image of each view, too
+
+    @property
+    def num_views(self) -> int:
+        return len(self.scales) * (2 if self.flip else 1)
+
+
+def protocol_of(
+    row: PretrainedCfg,
+    *,
+    resize: tuple[int, int] | None = None,
+    mode: str | None = None,
+    crop: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Protocol:
+    """The protocol of a call: its options where given, else those of the weights row.
+
+    Raises:
+        SegzooError: an option that is none, or two that contradict each other.
+    """
+    mode = mode or row.test_mode
+    if mode not in ("whole", "slide"):
+        raise SegzooError(f"mode must be 'whole' or 'slide', not {mode!r}")
+    if mode == "whole" and (crop is not None or stride is not None):
+        raise SegzooError("crop and stride belong to mode='slide'")
+    window = (row.crop or row.input_size) if crop is None else pixel_pair("crop", crop)
+    two_thirds = (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
+    step = (row.stride or two_thirds) if stride is None else pixel_pair("stride", stride)
+    if any(s > c for s, c in zip(step, window, strict=True)):
+        whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
+        raise SegzooError(f"a window of {window} cannot move by {step}{whose}: stride <= crop is needed")
+    if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
+        raise SegzooError(
+            f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), of at most {MAX_SCALE}, "
+            f"not {scales!r}"
         )
+    return Protocol(resize=resize, mode=mode, crop=window, stride=step, scales=tuple(scales), flip=bool(flip))
 
-    def input(self, image_HWC: np.ndarray, seen_size: tuple[int, int], scale: float) -> Tensor:
-        """The image as the model sees it at one scale."""
-        divisor = self.row.size_divisor if self.resize is None else 1
-        size = tuple(max(1, ceil(side * scale / divisor)) * divisor for side in seen_size) if scale != 1 else seen_size
-        return to_input(image_HWC, size, self.row, next(self.model.parameters()))
+
+def score_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
+    """What the walk runs for a model or an engine.
+
+    Raises:
+        SegzooError: it gives no scores of an image.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    inner = dict(model.named_children()).get("module")
+    model = dict(model.named_children()).get("_orig_mod", model)  # torch.compile's wrapper: its parts are what is run
+    if isinstance(model, SegmentationModel):
+        return ModelScores(model)
+    hint = "; pass its .module" if isinstance(inner, SegmentationModel) else ""
+    raise SegzooError(f"{type(model).__name__} is no segmentation model; segzoo.list_models() lists them{hint}")
+
+
+class ModelScores:
+    """A model as a ScoreMaker: its twin in eval mode, with the reduction in force when this was made."""
+
+    def __init__(self, model: SegmentationModel):
+        twin = eval_twin(model)
+        self.upscaler = self.twin = twin
+        self.name = twin.name or type(twin).__name__
+        self.in_chans = twin.in_chans
+        self.row = twin.pretrained_cfg or PretrainedCfg()
+        self.label_set = label_set(self.row, twin.num_classes) or generic_labels(twin.num_classes)
+        self.plan = current_plan(twin)
+        self.like = next(twin.parameters())
 
     def head_output(self, x_BCHW: Tensor) -> Any:
-        return self.model.forward_head(self.model.forward_features(x_BCHW))
+        return self.twin.forward_head(self.twin.forward_features(x_BCHW))
 
-    def mean_of_views(self, image_HWC: np.ndarray, seen_size: tuple[int, int]) -> Tensor:
-        """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
-        total_BKHW = None
-        for scale in self.scales:
-            x_BCHW = self.input(image_HWC, seen_size, scale)
-            for mirrored in self.mirrored:
-                scores_BKHW = self.scores(x_BCHW.flip(-1) if mirrored else x_BCHW, seen_size)
-                if self.num_views == 1:
-                    return scores_BKHW
-                if self.model.score_kind == "logits":
-                    scores_BKHW = scores_BKHW.softmax(dim=1)
-                if mirrored:
-                    scores_BKHW = scores_BKHW.flip(-1)
-                total_BKHW = scores_BKHW if total_BKHW is None else total_BKHW.add_(scores_BKHW)
-        return total_BKHW.div_(self.num_views)
 
-    def scores(self, x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-        """(1, K, *size) of one view."""
-        if self.mode == "slide":
-            return resize_map(self.slide(x_BCHW), size)
-        return self.model.to_size(self.head_output(x_BCHW), size)
+# --- one image, in the order of the data ------------------------------------------------------------------------------
 
-    def slide(self, x_BCHW: Tensor) -> Tensor:
-        """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
-        total_BKHW = count_HW = None
-        for rows, columns in windows(x_BCHW.shape[2:], self.crop, self.stride):
-            scores = self.model(x_BCHW[:, :, rows, columns])
-            if total_BKHW is None:
-                total_BKHW = scores.new_zeros(*scores.shape[:2], *x_BCHW.shape[2:])
-                count_HW = scores.new_zeros(x_BCHW.shape[2:])
-            total_BKHW[:, :, rows, columns] += scores
-            count_HW[rows, columns] += 1
-        return total_BKHW.div_(count_HW)
+
+@torch.inference_mode()
+def segment_one(maker: ScoreMaker, source: ImageSource, protocol: Protocol) -> Segmentation:
+    image_HWC = load_image(source, maker.in_chans)
+    size = (image_HWC.shape[0], image_HWC.shape[1])
+    seen_size = model_size(size, maker.row, protocol.resize)
+    if protocol.mode == "whole" and protocol.num_views == 1:
+        (view,) = views(maker, image_HWC, seen_size, protocol)
+        upscaler, head_output = maker.upscaler, maker.head_output(view.x)
+    else:
+        upscaler, head_output = AVERAGED, mean_of_views(maker, image_HWC, seen_size, protocol)
+    mask_HW = class_map(upscaler, head_output, size)[0].cpu().numpy()
+    kept = _on_cpu(head_output)
+    return Segmentation(
+        mask=mask_HW if mask_HW.dtype == np.uint8 else mask_HW.astype(np.uint16),
+        label_set=maker.label_set,
+        image=image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2),
+        source=describe(source),
+        plan=maker.plan,
+        _full_scores=lambda: upscaler.to_size(kept, size),
+    )
+
+
+class View(NamedTuple):
+    """One look at an image."""
+
+    x: Tensor  # (1, C, H, W) as the model sees it
+    mirrored: bool
+
+
+def views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Iterator[View]:
+    """The image at every scale of the protocol, and the mirror image of each where it flips."""
+    divisor = maker.row.size_divisor if protocol.resize is None else 1
+    for scale in protocol.scales:
+        x_BCHW = to_input(image_HWC, _scaled(seen_size, scale, divisor), maker.row, maker.like)
+        yield View(x_BCHW, mirrored=False)
+        if protocol.flip:
+            yield View(x_BCHW.flip(-1), mirrored=True)
+
+
+def mean_of_views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
+    total_BKHW: Tensor | None = None
+    for view in views(maker, image_HWC, seen_size, protocol):
+        if protocol.mode == "slide":
+            scores_BKHW = resize_map(slide(maker, view.x, protocol), seen_size)
+        else:
+            scores_BKHW = maker.upscaler.to_size(maker.head_output(view.x), seen_size)
+        if protocol.num_views == 1:
+            return scores_BKHW
+        if maker.upscaler.score_kind == "logits":
+            scores_BKHW = scores_BKHW.softmax(dim=1)
+        if view.mirrored:
+            scores_BKHW = scores_BKHW.flip(-1)
+        total_BKHW = scores_BKHW if total_BKHW is None else total_BKHW.add_(scores_BKHW)
+    return cast(Tensor, total_BKHW).div_(protocol.num_views)
+
+
+def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
+    """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
+    total_BKHW: Tensor | None = None
+    count_HW = torch.zeros(x_BCHW.shape[2:])
+    for rows, columns in windows(x_BCHW.shape[2:], protocol.crop, protocol.stride):
+        window_BCHW = x_BCHW[:, :, rows, columns]
+        scores_BKHW = maker.upscaler.to_size(maker.head_output(window_BCHW), window_BCHW.shape[2:])
+        if total_BKHW is None:
+            total_BKHW = scores_BKHW.new_zeros(*scores_BKHW.shape[:2], *x_BCHW.shape[2:])
+            count_HW = scores_BKHW.new_zeros(x_BCHW.shape[2:])
+        total_BKHW[:, :, rows, columns] += scores_BKHW
+        count_HW[rows, columns] += 1
+    return cast(Tensor, total_BKHW).div_(count_HW)
 
 
 def windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -243,27 +375,26 @@ def windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int])
             yield slice(y, y + crop[0]), slice(x, x + crop[1])
 
 
-class _Scores:
-    """Averaged scores in place of a model: what is left to do is one bilinear resize, for any kind of score."""
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """Averaged scores of windows or views: what is left to do is one bilinear resize, for any kind of score."""
 
-    score_kind = "logits"
-    to_size = staticmethod(resize_map)
+    score_kind: str = "logits"
+
+    def to_size(self, head_output: Tensor, size: Sequence[int]) -> Tensor:
+        return resize_map(head_output, size)
 
 
-class _eval_mode:  # noqa: N801  (reads as a verb in `with`)
-    """Run in eval mode and give every module its own mode back."""
+AVERAGED = Averaged()
 
-    def __init__(self, model: nn.Module):
-        self.training = [module for module in model.modules() if module.training]
-        self.model = model
 
-    def __enter__(self) -> None:
-        if self.training:
-            self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.training:
-            module.training = True
+def _scaled(size: tuple[int, int], scale: float, divisor: int) -> tuple[int, int]:
+    """`size` times `scale`, up to multiples of `divisor`; as it is at scale 1. ImageError beyond SEGZOO_MAX_PIXELS."""
+    if scale == 1:
+        return size
+    H, W = (max(1, ceil(side * scale / divisor)) * divisor for side in size)
+    check_pixels(f"the image at scale {scale}", (H, W))
+    return H, W
 
 
 def _on_cpu(head_output: Any) -> Any:
@@ -275,11 +406,12 @@ def _on_cpu(head_output: Any) -> Any:
     return head_output
 
 
-def _box(box: object) -> Sequence[float]:
+def _box(box: object) -> tuple[float, float, float, float]:
     if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not all(isfinite(side) for side in box):
         raise SegzooError(f"box must be (x0, y0, x1, y1) in pixels, not {box!r}")
-    return box
+    x0, y0, x1, y1 = box
+    return x0, y0, x1, y1
 
 
 def _is_positive(scale: object) -> bool:
-    return isinstance(scale, (int, float)) and 0 < scale < inf
+    return isinstance(scale, (int, float)) and 0 < scale <= MAX_SCALE

@@ -6,7 +6,8 @@ import contextlib
 import io
 import math
 import numbers
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ from ._errors import ImageError, SegzooError
 if TYPE_CHECKING:
     from .models.rows import PretrainedCfg
 
+# Pixels of an image, as decoded and as the model sees it, unless SEGZOO_MAX_PIXELS says otherwise: 8192 x 8192.
+MAX_PIXELS = 2**26
+# Beyond this ratio of its sides no image is enlarged to `test_min_side`: its long side would have no bound.
+MAX_ASPECT = 16
+
 ImageSource = str | Path | bytes | bytearray | memoryview | io.BytesIO | Image.Image | np.ndarray
 
 
@@ -28,8 +34,8 @@ def describe(source: ImageSource) -> str:
     """How messages and results name an image."""
     if isinstance(source, (str, Path)):
         return str(source)
-    if isinstance(source, Image.Image) and getattr(source, "filename", ""):
-        return str(source.filename)
+    if isinstance(source, Image.Image) and (filename := getattr(source, "filename", "")):
+        return str(filename)
     return f"<{type(source).__name__}>"
 
 
@@ -38,7 +44,7 @@ def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
 
     EXIF orientation is applied; grey and palette images become RGB; CMYK is converted; transparent pixels are laid over
     white. 16-bit greys are scaled to 8 bits; 32-bit ones, whose range no file states, are taken as 8 bits where none is
-    over 255, else as 16 bits. Pillow warns of images of more than 90 million pixels and refuses those of 179 million.
+    over 255, else as 16 bits. An image of more pixels than SEGZOO_MAX_PIXELS (67,108,864) is refused undecoded.
 
     Arrays are uint8: of in_chans channels they are copied as they are; (H, W), (H, W, 1), (H, W, 3) and (H, W, 4),
     where the fourth channel is opacity, are otherwise converted as images are, for a model of 1 or 3 channels.
@@ -49,12 +55,13 @@ def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _from_array(source, in_chans)
     name = describe(source)
-    data = None if isinstance(source, Image.Image) else _read(source, name)
     with _decoding(name):
-        image = ImageOps.exif_transpose(source if data is None else Image.open(io.BytesIO(data)))
-        image.load()
+        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_read(source, name)))
         if 0 in image.size:
             raise ImageError(f"{name} has no pixels ({image.width}x{image.height})")
+        check_pixels(name, (image.height, image.width))
+        image = ImageOps.exif_transpose(image)
+        image.load()
         if in_chans not in (1, 3):
             raise ImageError(
                 f"the model takes {in_chans} channels; give a uint8 array (H, W, {in_chans}), not an image"
@@ -81,6 +88,10 @@ def _read(source: object, name: str) -> bytes:
             raise ImageError(f"{name} is a directory; name the image files in it, for example {name}/*.jpg")
         if not path.exists():
             raise ImageError(f"{name}: no such file; check the path")
+        if not path.is_file():
+            raise ImageError(
+                f"{name} is no ordinary file but a pipe or device; save the image to a file or give its bytes"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{name} cannot be read ({error.strerror}); check its name and permissions") from error
@@ -135,6 +146,7 @@ def _from_array(array: np.ndarray, in_chans: int) -> np.ndarray:
     if 0 in array.shape:
         raise ImageError(f"the image array of shape {array.shape} has no pixels")
     array = array if array.ndim == 3 else array[..., None]
+    check_pixels("the image array", array.shape[:2])
     if array.shape[2] == in_chans:
         return array.copy()  # a result keeps it, and the caller may fill theirs with the next frame
     if in_chans in (1, 3) and array.shape[2] in (1, 3, 4):
@@ -156,19 +168,48 @@ def pixel_pair(option: str, value: object) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def check_pixels(what: str, size: Sequence[int]) -> None:
+    """Raises ImageError if (H, W) is more than the pixels that SEGZOO_MAX_PIXELS allows."""
+    text = os.environ.get("SEGZOO_MAX_PIXELS", "") or str(MAX_PIXELS)
+    if not text.isdecimal():
+        raise SegzooError(f"SEGZOO_MAX_PIXELS must be a whole number of pixels, not {text!r}")
+    H, W = size
+    if H * W > int(text):
+        raise ImageError(
+            f"{what}: {H} x {W} pixels are more than the {text} that are taken; make it smaller, cut it into tiles, or "
+            f"set SEGZOO_MAX_PIXELS={H * W} in the environment if the memory is there"
+        )
+
+
 def model_size(image_size: tuple[int, int], row: PretrainedCfg, resize: tuple[int, int] | None) -> tuple[int, int]:
-    """(H, W) at which the model sees an image of `image_size` by the row's resize rule, or exactly `resize`."""
+    """(H, W) at which the model sees an image of `image_size` by the row's resize rule, or exactly `resize`.
+
+    `keep_ratio` fits the image into `test_size`, then enlarges it until both sides have `test_min_side`, but the long
+    side to no more than `MAX_ASPECT` times that. A side has at least one pixel and is rounded up to the divisor.
+
+    Raises:
+        ImageError: more pixels than SEGZOO_MAX_PIXELS.
+    """
     if resize is not None:
-        return pixel_pair("resize", resize)
-    if row.resize == "exact":
-        return row.test_size
+        size = pixel_pair("resize", resize)
+    elif row.resize == "exact":
+        size = row.test_size
+    else:
+        H, W = _fitted(image_size, row) if row.resize == "keep_ratio" else image_size
+        divisor = row.size_divisor
+        size = (math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor)
+    check_pixels("the size at which the model would see the image", size)
+    return size
+
+
+def _fitted(image_size: tuple[int, int], row: PretrainedCfg) -> tuple[int, int]:
+    """`keep_ratio` before the divisor."""
     H, W = image_size
-    if row.resize == "keep_ratio":
-        short, long = row.test_size
-        scale = max(min(short / min(H, W), long / max(H, W)), row.test_min_side / min(H, W))
-        H, W = max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
-    divisor = row.size_divisor
-    return math.ceil(H / divisor) * divisor, math.ceil(W / divisor) * divisor
+    short, long = min(H, W), max(H, W)
+    fit = min(row.test_size[0] / short, row.test_size[1] / long)
+    enlarged = row.test_min_side * min(1 / short, MAX_ASPECT / long)
+    scale = max(fit, enlarged)
+    return max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))
 
 
 def to_input(image_HWC: np.ndarray, size: tuple[int, int], row: PretrainedCfg, like: Tensor) -> Tensor:

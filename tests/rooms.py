@@ -32,7 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("interop",),
     ("preprocess", "masks", "visualize", "keypoints"),
     ("zoo",),
-    ("costing", "folding"),
+    ("costing", "folding", "twins"),
     ("models",),
     ("plans",),
     ("layers",),

@@ -13,7 +13,8 @@ from segzoo import SegzooError
 from segzoo.models import family as families
 from segzoo.models import rows
 from segzoo.zoo import index
-from segzoo.zoo.names import model_info, registered
+from segzoo.zoo.index import registered
+from segzoo.zoo.names import model_info
 
 
 def without_torch(code: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import segzoo
 from segzoo.data.car_corners import KEYPOINTS, car_crops
 from segzoo.interop.transformers import to_transformers_state_dict
 from segzoo.keypoints import decode_heatmaps, gaussian_heatmaps, pck
+from segzoo.models.base import SegmentationModel
 from segzoo.prediction import predict_keypoints
 from segzoo.training.losses import HeatmapLoss
 
@@ -200,14 +202,13 @@ def test_an_unknown_score_kind_is_refused():
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 
-class BrightestPixel(nn.Module):
+class BrightestPixel(SegmentationModel):
     """A stand-in for a model: the one heatmap, at a quarter of the resolution, is the image's brightness."""
 
     score_kind = "heatmap"
-    in_chans = 3
 
     def __init__(self):
-        super().__init__()
+        super().__init__(cfg=SimpleNamespace(in_chans=3, num_classes=1))
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward_features(self, x_BCHW):

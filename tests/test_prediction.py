@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 
 import segzoo
+from segzoo import prediction
 from segzoo.masks import class_map
+from segzoo.models import PretrainedCfg
 from segzoo.preprocess import load_image, model_size, to_input
 
 
@@ -279,11 +282,83 @@ def test_a_result_stands_alone(model, photo):
         ({"scales": 1.0}, "scales must be"),
         ({"scales": ()}, "scales must be"),
         ({"scales": (1.0, 0.0)}, "scales must be"),
+        ({"scales": (1e9,)}, "at most 64"),
+        ({"scales": (1.0, 64.0)}, "at scale 64.0: 32768 x 49152 pixels.*SEGZOO_MAX_PIXELS"),
     ],
 )
 def test_wrong_options(model, photo, options, message):
     with pytest.raises(segzoo.SegzooError, match=message):
         segzoo.predict(model, photo, **options)
+
+
+# --- the protocol, by hand --------------------------------------------------------------------------------------------
+
+
+def sizes_seen(row: PretrainedCfg, seen_size: tuple[int, int], **options) -> list[tuple[int, int]]:
+    model = segzoo.create_model("test_edaformer", pretrained_cfg_overlay=dataclasses.asdict(row))
+    protocol = prediction.protocol_of(row, **options)
+    image_HWC = np.zeros((10, 10, 3), np.uint8)
+    seen = prediction.views(prediction.score_maker(model), image_HWC, seen_size, protocol)
+    return [tuple(view.x.shape[2:]) for view in seen]
+
+
+def test_scaled_views_keep_the_divisor():
+    row = PretrainedCfg(size_divisor=32)
+    # 0.7 * (64, 96) = (44.8, 67.2), up to multiples of 32; an exact `resize` knows no divisor
+    assert sizes_seen(row, (64, 96), scales=(0.7, 1.0)) == [(64, 96), (64, 96)]
+    assert sizes_seen(row, (64, 96), scales=(0.5,), flip=True) == [(32, 64), (32, 64)]
+    assert sizes_seen(row, (64, 96), scales=(0.7,), resize=(64, 96)) == [(45, 68)]
+
+
+def test_the_default_stride_is_two_thirds_of_the_window():
+    protocol = prediction.protocol_of(PretrainedCfg(), mode="slide", crop=(48, 32))
+    assert (protocol.crop, protocol.stride) == ((48, 32), (32, 21))
+    assert prediction.protocol_of(PretrainedCfg(input_size=(90, 3)), mode="slide").stride == (60, 2)
+    starts = [(rows.start, columns.start) for rows, columns in prediction.windows((80, 60), (48, 32), protocol.stride)]
+    assert starts == [(0, 0), (0, 21), (0, 28), (32, 0), (32, 21), (32, 28)]
+
+
+def test_a_keypoint_box_is_rounded_outwards(monkeypatch):
+    seen, original = [], prediction.to_input
+    monkeypatch.setattr(prediction, "to_input", lambda part, *rest: seen.append(part.copy()) or original(part, *rest))
+    image_HWC = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    model = segzoo.create_model("test_segformer_keypoints")
+    prediction.predict_keypoints(model, image_HWC, box=(9.6, 5.2, 30.1, 20), resize=(32, 32))
+    assert np.array_equal(seen[0], image_HWC[5:20, 9:31])
+
+
+def test_half_precision_scores_are_widened_before_the_resize(photo):
+    model = make("test_segformer").bfloat16()
+    x = to_input(photo, (64, 96), PretrainedCfg(), torch.zeros(1, dtype=torch.bfloat16))
+    with torch.no_grad():
+        head_output = model.forward_head(model.forward_features(x))
+    wide = torch.nn.functional.interpolate(head_output.float(), (60, 90), mode="bilinear")
+    assert torch.equal(segzoo.predict(model, photo, resize=(64, 96)).scores(), wide[0])
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint8), (257, torch.int32)])
+def test_the_dtype_of_a_mask(classes, dtype):
+    scores = torch.zeros(1, classes, 1, 2)
+    scores[0, -1] = 1
+    for chunk_bytes in (1, 2**20):
+        mask = class_map(prediction.AVERAGED, scores, (2, 4), chunk_bytes)
+        assert mask.dtype == dtype
+        assert mask.eq(classes - 1).all()
+
+
+def test_a_save_that_fails_midway_leaves_the_old_file(model, photo, tmp_path, monkeypatch):
+    result = segzoo.predict(model, photo, resize=(64, 96))
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"the old one")
+
+    def half(image, partial, **options):
+        partial.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(segzoo.SegzooError, match="No space left"):
+        result.save(path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("mask.png", b"the old one")]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ default_cfgs = generate_default_cfgs(
 
 def _own_tag(name: str, cfg: PretrainedCfg) -> str | None:
     """The tag whose weights `cfg` asks for, or None if the caller put another file, repository or mapping there."""
-    registered = default_cfgs[name].cfgs.get(cfg.tag)
+    registered = default_cfgs[name].cfgs.get(cfg.tag) if cfg.tag is not None else None
     is_own = registered is not None and all(getattr(cfg, key) == getattr(registered, key) for key in _SOURCES)
     return cfg.tag if is_own else None
 
@@ -254,7 +254,7 @@ def _create(
     )
 
 
-def _fit_keys(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _fit_keys(state: Mapping[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]:
     """For timm's loader, which forgives missing keys where the number of classes differs: only the head's may."""
     state = to_own_layout(model, dict(state))
     own = model.state_dict().keys()

@@ -57,14 +57,14 @@ def to_transformers_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         SegzooError: any other model, Segformer++'s decoder or a folded model, which transformers cannot hold.
     """
-    _check(model)
+    model = _checked(model)
     rules = _SEGFORMER_RULES if isinstance(model, SegFormer) else _MIT_RULES
     return {name: tensor.contiguous() for name, tensor in apply_rules(model.state_dict(), rules).items()}
 
 
 def to_transformers_config(model: nn.Module) -> dict[str, Any]:
     """What transformers' `SegformerConfig` needs to build the same model; class names are those of the weights row."""
-    _check(model)
+    model = _checked(model)
     cfg = model.cfg
     encoder: MiTConfig = cfg.encoder if isinstance(model, SegFormer) else cfg
     names = (label_set(model.pretrained_cfg, model.num_classes) or generic_labels(model.num_classes)).classes
@@ -102,12 +102,12 @@ def save_for_transformers(model: nn.Module, directory: str | Path) -> Path:
     return directory
 
 
-def _check(model: nn.Module) -> None:
+def _checked(model: nn.Module) -> SegFormer | MiT:
     if isinstance(model, SegFormer) and isinstance(model.encoder, MiT) and isinstance(model.decoder, AllMLPDecoder):
         if isinstance(model.decoder.fuse, FuseLevels) and model.score_kind == "logits":  # not folded, no heatmaps
-            return
+            return model
     if isinstance(model, MiT) and model.num_classes > 0:
-        return
+        return model
     name = getattr(model, "name", "") or type(model).__name__
     raise SegzooError(
         f"transformers cannot hold {name}: it needs a SegFormer with decoder='segformer', or a MiT with its ImageNet "

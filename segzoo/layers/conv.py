@@ -6,7 +6,8 @@ Shape letters: B batch, C channels, H, W map.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +43,18 @@ class FuseLevels(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        x_BCHW = torch.cat([resize(map_BCHW, tuple(size)) for map_BCHW in maps], dim=1)
+        x_BCHW = torch.cat([resize(map_BCHW, size) for map_BCHW in maps], dim=1)
         return self.act(self.bn(self.conv(x_BCHW)))
 
     @torch.no_grad()
     def folded(self) -> nn.Module:
         conv = fold_norm_after(self.conv, self.bn)
+        assert conv is not None and conv.bias is not None  # a BatchNorm behind a convolution always folds
         levels = []
         for i, weight in enumerate(conv.weight.split(self.level_chans, dim=1)):
             level = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=i == 0).to(weight)
             level.weight.copy_(weight)
-            if i == 0:
+            if level.bias is not None:
                 level.bias.copy_(conv.bias)
             levels.append(level)
         return FoldedFuseLevels(levels=levels)
@@ -70,14 +72,14 @@ class FoldedFuseLevels(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        parts = [resize(level(map_BCHW), tuple(size)) for level, map_BCHW in zip(self.levels, maps, strict=True)]
+        parts = [resize(level(map_BCHW), size) for level, map_BCHW in zip(self.levels, maps, strict=True)]
         return self.act(sum(parts[1:], start=parts[0]))
 
     @torch.no_grad()
     def after(self, projections: Sequence[nn.Linear]) -> FoldedFuseLevels:
         """The same with a Linear before each level multiplied into it: one matrix a level instead of two."""
         levels = []
-        for projection, level in zip(projections, self.levels, strict=True):
+        for projection, level in zip(projections, cast(Iterable[nn.Conv2d], self.levels), strict=True):
             matrix = level.weight.flatten(1).double()
             weight = matrix @ projection.weight.double()
             bias = torch.zeros_like(weight[:, 0]) if level.bias is None else level.bias.double()
@@ -85,6 +87,7 @@ class FoldedFuseLevels(nn.Module):
                 bias = bias + matrix @ projection.bias.double()
             merged = nn.Conv2d(projection.in_features, level.out_channels, 1).to(level.weight)
             merged.weight.copy_(weight[:, :, None, None])
-            merged.bias.copy_(bias)
+            if merged.bias is not None:
+                merged.bias.copy_(bias)
             levels.append(merged)
         return FoldedFuseLevels(levels=levels)

@@ -172,12 +172,12 @@ def neighbour_1d(num_tokens: int, *, stride: int) -> tuple[TokenMap, TokenMap]:
 
 def is_count(value: object) -> bool:
     """Whether a value is a whole number of at least 1, Python's or NumPy's."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def is_share(value: object) -> bool:
     """Whether a value is a number between 0 and 1, Python's or NumPy's."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def _check(function: str, *, stride: int, ratio: float = 0.0) -> None:

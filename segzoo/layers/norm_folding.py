@@ -9,16 +9,19 @@ Shape letters: C channels of the norm, G groups of the layer.
 from __future__ import annotations
 
 import copy
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Linear = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """The float64 (C,) scale and shift that `norm` applies in eval mode."""
+    assert norm.running_var is not None and norm.running_mean is not None
     variance_C, mean_C = norm.running_var.double(), norm.running_mean.double()
     scale_C = (variance_C + norm.eps).rsqrt()
     if norm.weight is None:
@@ -28,7 +31,7 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fold_norm_after(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+def fold_norm_after(layer: nn.Module, norm: nn.Module) -> Linear | None:
     """One layer that computes `norm(layer(x))`, or None if there is none."""
     if not (isinstance(layer, LINEAR) and _has_statistics(norm) and norm.num_features == layer.weight.shape[0]):
         return None
@@ -39,7 +42,7 @@ def fold_norm_after(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 
 @torch.no_grad()
-def fold_norm_before(norm: nn.Module, layer: nn.Module) -> nn.Module | None:
+def fold_norm_before(norm: nn.Module, layer: nn.Module) -> Linear | None:
     """One layer that computes `layer(norm(x))`, or None if there is none.
 
     A convolution that pads with zeros has none: its padding is zero behind the norm, which is no constant before it.
@@ -62,7 +65,7 @@ def fold_norm_before(norm: nn.Module, layer: nn.Module) -> nn.Module | None:
 
 
 @torch.no_grad()
-def with_weights(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+def with_weights(layer: Linear, weight: Tensor, bias: Tensor) -> Linear:
     """A copy of a linear layer with these weights, in the layer's own dtype and memory format."""
     like = layer.weight
     layer = copy.deepcopy(layer)
@@ -71,11 +74,11 @@ def with_weights(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
     return layer
 
 
-def _has_statistics(norm: nn.Module) -> bool:
+def _has_statistics(norm: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
-def _pads_with_zeros(layer: nn.Module) -> bool:
+def _pads_with_zeros(layer: Linear) -> bool:
     if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros":
         return False
     return any(layer._reversed_padding_repeated_twice)

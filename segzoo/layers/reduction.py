@@ -110,10 +110,10 @@ def parse_entry(value: object) -> Entry:
     """An entry from what a plan may hold: None, an int, an entry, or an entry's JSON form."""
     if value is None:
         return NEUTRAL
-    if isinstance(value, ENTRY_TYPES):
+    if isinstance(value, (Pool, OverlapPool, Bipartite, Neighbour2d, Neighbour1d)):
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return Pool(value)
+        return Pool(int(value))
     if isinstance(value, Mapping):
         fields = dict(value)
         name = fields.pop("type", None)
@@ -232,6 +232,7 @@ class QueryReduction(Reduction):
         tokens_BNC = x_BHWC.flatten(1, 2)
         if isinstance(entry, Pool):
             entry = Neighbour2d(entry.factor)
+        assert not isinstance(entry, OverlapPool)  # `check` lets none in
         merge, unmerge = _match(entry, tokens_BNC, grid)
         return merge(tokens_BNC), lambda out_BNC: unmerge(out_BNC).unflatten(1, grid)
 
@@ -248,11 +249,13 @@ class GridReduction(Reduction):
 
     def check(self, entry: Entry) -> None:
         super().check(entry)
-        if entry.kind != "avg":
+        if isinstance(entry, Pool) and entry.kind != "avg":
             raise SegzooError(f"site {self.site} shrinks a grid and has no kind of pooling; use an int")
 
     def forward(self) -> int:
-        return max(1, self.trained // self.in_force.factor)
+        entry = self.in_force
+        assert isinstance(entry, Pool)  # `check` lets nothing else in
+        return max(1, self.trained // entry.factor)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, trained={self.trained}"
@@ -277,7 +280,9 @@ def _overlap_pool(x_BHWC: Tensor, window: int) -> Tensor:
     return to_channels_last(pooled)
 
 
-def _match(entry: Entry, tokens_BNC: Tensor, grid: Sequence[int]) -> tuple[merging.TokenMap, merging.TokenMap]:
+def _match(
+    entry: Bipartite | Neighbour2d | Neighbour1d, tokens_BNC: Tensor, grid: Sequence[int]
+) -> tuple[merging.TokenMap, merging.TokenMap]:
     H, W = grid
     if isinstance(entry, Bipartite):
         return merging.bipartite_2d(tokens_BNC, (H, W), ratio=entry.ratio, stride=entry.stride)

@@ -5,6 +5,8 @@ Shape letters: B batch, C channels, H, W rows and columns of a map, R rows of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,11 +22,12 @@ def to_channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1)
 
 
-def resize(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize to `size` = (H, W) with half-pixel centres (`align_corners=False`, no antialias)."""
-    if map_BCHW.shape[2:] == tuple(size):
+    H, W = size
+    if map_BCHW.shape[2:] == (H, W):
         return map_BCHW
-    return F.interpolate(map_BCHW, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(map_BCHW, size=(H, W), mode="bilinear", align_corners=False)
 
 
 def resize_image_part(

@@ -246,7 +246,7 @@ class SegmentationModel(Model):
     """
 
     # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
-    score_kind: ClassVar[str] = "logits"
+    score_kind: str = "logits"
     head_prefix = "decoder."
     encoder: Encoder
 

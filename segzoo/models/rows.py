@@ -49,7 +49,7 @@ class PretrainedCfg:
     std: tuple[float, ...] = IMAGENET_STD
     resize: str = "keep_ratio"  # "keep_ratio": into test_size, "exact": to test_size, "none"
     test_size: tuple[int, int] = (512, 2048)  # keep_ratio: (short side, long side) in pixels; exact: (H, W)
-    test_min_side: int = 1  # keep_ratio: both sides have at least so many pixels, even if test_size is then exceeded
+    test_min_side: int = 1  # keep_ratio: both sides have so many pixels, even beyond test_size, up to a ratio of 16:1
     size_divisor: int = 1  # both sides are rounded up to a multiple of it
     test_mode: str = "whole"
     crop: tuple[int, int] | None = None  # slide: window (H, W)

@@ -83,8 +83,9 @@ class ATMLoss(nn.Module):
         predictions = {"": output}
         predictions.update({f"auxiliary.{i}.": auxiliary for i, auxiliary in enumerate(outputs["auxiliary"])})
         terms = {}
+        _, H, W = labels_BHW.shape
         for prefix, prediction in predictions.items():
-            masks_PN = self._masks(prediction, targets, tuple(labels_BHW.shape[1:]))
+            masks_PN = self._masks(prediction, targets, (H, W))
             terms[f"{prefix}class"] = self.class_weight * self._class_term(prediction.class_logits, targets)
             terms[f"{prefix}focal"] = self.focal_weight * self._focal_term(masks_PN, targets)
             terms[f"{prefix}dice"] = self.dice_weight * self._dice_term(masks_PN, targets)
@@ -194,11 +195,12 @@ class HeatmapLoss(nn.Module):
                 f"keypoints must be ({', '.join(map(str, heatmaps_BKHW.shape[:2]))}, 2) for this model, not "
                 f"{tuple(xy_BK2.shape)}"
             )
+        (H, W), (h, w) = outputs["scores"].shape[2:], heatmaps_BKHW.shape[2:]
         targets_BKHW, weights_BK = gaussian_heatmaps(
             xy_BK2.to(heatmaps_BKHW.dtype),
             visible_BK,
-            image_size=tuple(outputs["scores"].shape[2:]),
-            map_size=tuple(heatmaps_BKHW.shape[2:]),
+            image_size=(H, W),
+            map_size=(h, w),
             sigma=self.sigma,
         )
         error_BK = (heatmaps_BKHW - targets_BKHW).square().mean(dim=(2, 3))

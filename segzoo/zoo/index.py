@@ -10,14 +10,18 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import importlib
 import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._errors import SegzooError
+
+if TYPE_CHECKING:
+    from ..models.family import Family
 
 INDEX = Path(__file__).with_name("index.json")
 SAVED_PREFIXES = ("local-dir:", "hf-hub:")  # names of saved models, which no list knows
@@ -132,8 +136,6 @@ def known_models() -> Mapping[str, ListedModel]:
     """Every variant: of the index until the models are loaded, then of the registry, which the user may extend."""
     if "segzoo.models" not in sys.modules:
         return read_index()
-    from .names import registered
-
     return registered()
 
 
@@ -188,6 +190,27 @@ def _natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def registered() -> dict[str, ListedModel]:
+    """Every variant that is registered at this moment, families of the user's own included, as plain data."""
+    from ..models.family import VARIANTS
+
+    return {name: _listed(name, family) for name, family in VARIANTS.items()}
+
+
+def _listed(variant_name: str, family: Family) -> ListedModel:
+    variant = family.variants[variant_name]
+    fields = [field.name for field in dataclasses.fields(ListedRow)]
+    return ListedModel(
+        family=family.name,
+        params=variant.params,
+        published=tuple({**dataclasses.asdict(cost), "size": list(cost.size)} for cost in variant.published),
+        rows={
+            tag: ListedRow(**{field: getattr(row, field) for field in fields})
+            for tag, row in family.pretrained.get(variant_name, {}).items()
+        },
+    )
+
+
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +232,7 @@ def to_json(models: Mapping[str, ListedModel]) -> str:
 
 def main() -> None:
     """Write `index.json` from the registry."""
-    from .names import registered
-
+    importlib.import_module("segzoo.models")  # registers every family
     INDEX.write_text(to_json(registered()), encoding="utf-8")
 
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.family import VARIANTS, Family, PublishedCost, Variant
+from ..models.family import VARIANTS, PublishedCost, Variant
 from ..models.rows import PretrainedCfg
-from .index import ListedModel, ListedRow, split_name
+from .index import split_name
 from .options import trained_cfg
 
 
@@ -75,22 +75,3 @@ def parse_name(name: str) -> tuple[str, str | None]:
         SegzooError: no such variant or tag; the message lists close ones.
     """
     return split_name(name, {variant_name: rows_of(variant_name) for variant_name in VARIANTS})
-
-
-def registered() -> dict[str, ListedModel]:
-    """Every variant that is registered at this moment, families of the user's own included, as plain data."""
-    return {name: _listed(name, family) for name, family in VARIANTS.items()}
-
-
-def _listed(variant_name: str, family: Family) -> ListedModel:
-    variant = family.variants[variant_name]
-    fields = [field.name for field in dataclasses.fields(ListedRow)]
-    return ListedModel(
-        family=family.name,
-        params=variant.params,
-        published=tuple({**dataclasses.asdict(cost), "size": list(cost.size)} for cost in variant.published),
-        rows={
-            tag: ListedRow(**{field: getattr(row, field) for field in fields})
-            for tag, row in rows_of(variant_name).items()
-        },
-    )
