@@ -7,11 +7,13 @@ outputs; before one it scales the layer's inputs. The arithmetic runs in float64
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+L = TypeVar("L", bound=nn.Module)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -57,6 +59,13 @@ def fold_norm_before(norm: nn.Module, layer: nn.Module) -> nn.Module | None:
     if layer.bias is not None:
         bias = bias + layer.bias.double()
     return with_weights(layer, (by_group * scale_C.view(in_shape)).flatten(0, 1), bias)
+
+
+def absorb(norm: nn.Module, layer: L) -> L:
+    """`fold_norm_before` where there is such a layer for certain: a BatchNorm before a layer that does not pad."""
+    folded = fold_norm_before(norm, layer)
+    assert isinstance(folded, type(layer))
+    return folded
 
 
 @torch.no_grad()
