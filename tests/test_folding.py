@@ -243,7 +243,7 @@ def test_the_copy_predicts_and_takes_plans(name):
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-3)  # float32
     # The model is as it was, and keeps its own plan.
     folded.set_inference_reduction(None)
-    assert segzoo.layers.reduction.current_plan(model) == plan
+    assert segzoo.plans.current_plan(model) == plan
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -251,7 +251,7 @@ def test_the_copy_predicts_and_takes_plans(name):
 def test_a_plan_that_is_set_stays_set():
     model = segzoo.create_model("test_rtformer").eval()
     model.set_inference_reduction(2)
-    assert not segzoo.layers.reduction.current_plan(segzoo.fold(model)).is_neutral
+    assert not segzoo.plans.current_plan(segzoo.fold(model)).is_neutral
 
 
 def test_training_is_refused():

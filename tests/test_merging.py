@@ -334,7 +334,7 @@ def test_plans_refused_by_name_before_anything_changes(plan, message):
     before = model.set_inference_reduction("hq")
     with pytest.raises(segzoo.SegzooError, match=message):
         model.set_inference_reduction(plan)
-    assert segzoo.layers.reduction.current_plan(model) == before
+    assert segzoo.plans.current_plan(model) == before
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), True, "half"])

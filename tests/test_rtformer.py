@@ -369,8 +369,9 @@ def test_ablations_build_run_and_learn(options):
     model.eval()
     with torch.no_grad():
         assert model(torch.randn(2, 3, 61, 83)).shape == (2, 7, 61, 83)
-        exact = segzoo.fold(model.double())(x := torch.randn(1, 3, 61, 83).double())
-        torch.testing.assert_close(exact, model(x), rtol=1e-9, atol=1e-9)
+        folded, x = segzoo.fold(model.double()), torch.randn(1, 3, 61, 83).double()
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
+        assert torch.equal(segzoo.fold(folded)(x), folded(x))  # there is nothing left to fold
 
 
 @pytest.mark.parametrize("kind", ATTENTION)

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm whose running variance is that of the batch itself, as paddle's, not the unbiased estimate."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x_BCHW)
@@ -34,8 +39,10 @@ def conv_norm(
 ) -> nn.Sequential:
     """Convolution -> BatchNorm (-> ReLU)."""
     conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, padding=kernel_size // 2, bias=bias)
-    parts = OrderedDict(conv=conv, bn=BatchNorm(out_chans))
-    return nn.Sequential(OrderedDict(parts, act=nn.ReLU(inplace=True)) if act else parts)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=BatchNorm(out_chans))
+    if act:
+        parts["act"] = nn.ReLU(inplace=True)
+    return nn.Sequential(parts)
 
 
 def norm_act_conv(in_chans: int, out_chans: int, kernel_size: int = 1, stride: int = 1) -> nn.Sequential:

@@ -9,12 +9,13 @@ Shape letters: C channels of the norm, G groups of the layer.
 from __future__ import annotations
 
 import copy
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+L = TypeVar("L", bound=nn.Module)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Linear = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -62,6 +63,13 @@ def fold_norm_before(norm: nn.Module, layer: nn.Module) -> Linear | None:
     if layer.bias is not None:
         bias = bias + layer.bias.double()
     return with_weights(layer, (by_group * scale_C.view(in_shape)).flatten(0, 1), bias)
+
+
+def absorb(norm: nn.Module, layer: L) -> L:
+    """`fold_norm_before` where there is such a layer for certain: a BatchNorm before a layer that does not pad."""
+    folded = fold_norm_before(norm, layer)
+    assert isinstance(folded, type(layer))
+    return folded
 
 
 @torch.no_grad()

@@ -81,6 +81,8 @@ class DAPPM(nn.Module):
 class SegmentationHead(nn.Sequential):
     """BatchNorm -> ReLU -> 3x3 convolution -> BatchNorm -> ReLU -> 1x1 classifier."""
 
+    classifier: nn.Conv2d
+
     def __init__(self, *, in_chans: int, inner_chans: int, num_classes: int):
         super().__init__(
             OrderedDict(
@@ -136,6 +138,7 @@ class RTFormer(SegmentationModel):
     """
 
     key_layouts = LAYOUTS
+    encoder: RTFormerBackbone
     first_conv = f"encoder.{RTFormerBackbone.first_conv}"
 
     def __init__(self, *, encoder: RTFormerBackbone, decoder: RTFormerDecoder, cfg: RTFormerConfig):
@@ -163,7 +166,7 @@ class RTFormer(SegmentationModel):
         return {name for name, _ in self.named_parameters() if ".classifier." in name}
 
     def reset_classifier(self, num_classes: int) -> None:
-        for head in (self.decoder.head, *self.decoder.aux_heads):
+        for head in [part for part in self.decoder.modules() if isinstance(part, SegmentationHead)]:
             head.classifier = fresh_conv_classifier(head.classifier, num_classes)
         self.num_classes = num_classes
 

@@ -30,7 +30,7 @@ from .._errors import SegzooError
 from ..layers.attention import attend
 from ..layers.batch_norm import BatchNorm, conv_norm, norm_act_conv
 from ..layers.init import init_weights
-from ..layers.norm_folding import fold_norm_before, scale_and_shift
+from ..layers.norm_folding import absorb, scale_and_shift
 from ..layers.reduction import GridReduction
 from ..layers.shapes import resize, to_channels_first, to_channels_last
 from .base import BlockSequence, Encoder
@@ -182,7 +182,7 @@ class CrossResolutionAttention(nn.Module):
         self.scale = 1 / cross_size
         self.norm = BatchNorm(chans)
         self.grid = GridReduction(part="encoder", trained=cross_size)
-        self.kv_norm = BatchNorm(low_chans)
+        self.kv_norm: nn.Module = BatchNorm(low_chans)
         self.kv = nn.Conv2d(low_chans, 2 * chans, 1, bias=False)
         nn.init.trunc_normal_(self.kv.weight, std=0.02)
 
@@ -195,8 +195,8 @@ class CrossResolutionAttention(nn.Module):
 
     def folded(self) -> nn.Module:
         # A maximum commutes with an increasing map, so the norm moves behind the pool unless a scale is negative.
-        if bool((scale_and_shift(self.kv_norm)[0] >= 0).all()):
-            self.kv, self.kv_norm = fold_norm_before(self.kv_norm, self.kv), nn.Identity()
+        if isinstance(self.kv_norm, BatchNorm) and bool((scale_and_shift(self.kv_norm)[0] >= 0).all()):
+            self.kv, self.kv_norm = absorb(self.kv_norm, self.kv), nn.Identity()
         return self
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..layers.attention import attend
 from ..layers.batch_norm import BatchNorm
 from ..layers.mlp import ConvMlp
-from ..layers.norm_folding import fold_norm_before
+from ..layers.norm_folding import absorb
 from ..layers.shapes import resize, to_channels_first, to_channels_last
 from .mit import StridedConvNorm
 
@@ -67,7 +68,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.stride = stride
-        self.norm = BatchNorm(in_chans)
+        self.norm: nn.Module = BatchNorm(in_chans)
         self.q = nn.Linear(in_chans, chans)
         self.kv_downsample = (
             StridedConvNorm(dim=in_chans, stride=reduction, norm_eps=1e-5) if reduction > 1 else nn.Identity()
@@ -83,12 +84,13 @@ class MultiHeadAttention(nn.Module):
         return to_channels_first(out_BNC.unflatten(1, q_BHWC.shape[1:3]))
 
     def folded(self) -> nn.Module:
-        self.q = fold_norm_before(self.norm, self.q)
-        if isinstance(self.kv_downsample, StridedConvNorm):
-            self.kv_downsample.conv = fold_norm_before(self.norm, self.kv_downsample.conv)
-        else:
-            self.kv = fold_norm_before(self.norm, self.kv)
-        self.norm = nn.Identity()
+        if isinstance(self.norm, BatchNorm):
+            self.q = absorb(self.norm, self.q)
+            if isinstance(self.kv_downsample, StridedConvNorm):
+                self.kv_downsample.conv = absorb(self.norm, self.kv_downsample.conv)
+            else:
+                self.kv = absorb(self.norm, self.kv)
+            self.norm = nn.Identity()
         return self
 
 
@@ -108,7 +110,7 @@ class LinformerAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.stride = stride
-        self.norm = BatchNorm(in_chans)
+        self.norm: nn.Module = BatchNorm(in_chans)
         self.q = nn.Linear(in_chans, chans)
         self.kv = nn.Linear(in_chans, 2 * chans)
         self.sums = nn.Parameter(torch.empty(2, rank, *grid))  # of the keys, of the values
@@ -124,14 +126,14 @@ class LinformerAttention(nn.Module):
         x_BHWC = to_channels_last(self.norm(x_BCHW))
         q_BHWC = self.q(x_BHWC[:, :: self.stride, :: self.stride])
         k_BNC, v_BNC = self.kv(x_BHWC.flatten(1, 2)).chunk(2, dim=-1)
-        keys_MN, values_MN = self.weights_for(x_BHWC.shape[1:3])
+        keys_MN, values_MN = self.weights_for((x_BHWC.shape[1], x_BHWC.shape[2]))
         k_BMC, v_BMC = keys_MN @ k_BNC, values_MN @ v_BNC
         out_BNC = self.proj(attend(q_BHWC.flatten(1, 2), k_BMC, v_BMC, num_heads=self.num_heads))
         return to_channels_first(out_BNC.unflatten(1, q_BHWC.shape[1:3]))
 
     def folded(self) -> nn.Module:
-        self.q, self.kv = fold_norm_before(self.norm, self.q), fold_norm_before(self.norm, self.kv)
-        self.norm = nn.Identity()
+        if isinstance(self.norm, BatchNorm):
+            self.q, self.kv, self.norm = absorb(self.norm, self.q), absorb(self.norm, self.kv), nn.Identity()
         return self
 
 
@@ -154,7 +156,7 @@ class NystromAttention(nn.Module):
         self.num_heads = num_heads
         self.side = side
         self.stride = stride
-        self.norm = BatchNorm(in_chans)
+        self.norm: nn.Module = BatchNorm(in_chans)
         self.q = nn.Linear(in_chans, chans)
         self.kv = nn.Linear(in_chans, 2 * chans)
         kernel = (self.KERNEL, 1)
@@ -178,15 +180,15 @@ class NystromAttention(nn.Module):
     def split(self, x_BHWC: Tensor) -> Tensor:
         return x_BHWC.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def join(self, x_BhND: Tensor, grid: tuple[int, int]) -> Tensor:
+    def join(self, x_BhND: Tensor, grid: Sequence[int]) -> Tensor:
         return x_BhND.transpose(1, 2).flatten(2).unflatten(1, grid)
 
     def landmarks(self, x_BHWC: Tensor) -> Tensor:
         return to_channels_last(F.adaptive_avg_pool2d(to_channels_first(x_BHWC), self.side))
 
     def folded(self) -> nn.Module:
-        self.q, self.kv = fold_norm_before(self.norm, self.q), fold_norm_before(self.norm, self.kv)
-        self.norm = nn.Identity()
+        if isinstance(self.norm, BatchNorm):
+            self.q, self.kv, self.norm = absorb(self.norm, self.q), absorb(self.norm, self.kv), nn.Identity()
         return self
 
 
@@ -212,12 +214,13 @@ class MixFeedForward(nn.Module):
 
     def __init__(self, *, chans: int, mlp_ratio: float):
         super().__init__()
-        self.norm = BatchNorm(chans, eps=1e-6)
+        self.norm: nn.Module = BatchNorm(chans, eps=1e-6)
         self.mlp = ConvMlp(dim=chans, hidden_dim=int(chans * mlp_ratio))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return to_channels_first(self.mlp(to_channels_last(self.norm(x_BCHW))))
 
     def folded(self) -> nn.Module:
-        self.mlp.fc1, self.norm = fold_norm_before(self.norm, self.mlp.fc1), nn.Identity()
+        if isinstance(self.norm, BatchNorm):
+            self.mlp.fc1, self.norm = absorb(self.norm, self.mlp.fc1), nn.Identity()
         return self
