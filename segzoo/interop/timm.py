@@ -13,7 +13,7 @@ Shape suffixes as in `segzoo.layers`: B batch, C channels, H, W map, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import (
@@ -126,7 +126,7 @@ class TimmEncoder(nn.Module):
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """(B, in_chans, H, W) normalised images -> the last map (B, C, H/32, W/32)."""
-        return self.forward_intermediates(x_BCHW, indices=1, intermediates_only=True)[-1]
+        return cast(list[Tensor], self.forward_intermediates(x_BCHW, indices=1, intermediates_only=True))[-1]
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or with `pre_logits` what the classifier would get."""
@@ -227,7 +227,8 @@ def _create(
     The weights of segzoo's own rows are loaded by segzoo, with its checks and its refusals. What the caller names
     instead (`pretrained_cfg_overlay={"file": ...}`, "hf-hub:...", "local-dir:...") is loaded by timm.
     """
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+    named: Any = pretrained_cfg  # timm's hints leave out what its own factory passes
+    cfg: Any = resolve_pretrained_cfg(name, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay)
     tag = _own_tag(name, cfg) if pretrained else None
     if tag is not None and kwargs.get("cache_dir") is not None:
         raise SegzooError(f"{name}: cache_dir is not for segzoo's own weights; set HF_HOME or SEGZOO_CACHE instead")
@@ -256,7 +257,7 @@ def _create(
 
 def _fit_keys(state: Mapping[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]:
     """For timm's loader, which forgives missing keys where the number of classes differs: only the head's may."""
-    state = to_own_layout(model, dict(state))
+    state = to_own_layout(cast(Any, model), dict(state))  # read for its `key_layouts` alone
     own = model.state_dict().keys()
     wrong = sorted(key for key in own ^ state.keys() if not key.startswith("head."))
     if wrong:

@@ -6,6 +6,7 @@ PVT v2, SegFormer and EFT share both; what differs is the attention. Shape lette
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
@@ -100,7 +101,7 @@ def pyramid_stages(
         drop_path_rate: of the last block; grows linearly from 0 over all blocks.
         embed_norm_eps: of the LayerNorms of the patch embeddings.
     """
-    drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    drop_path = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
     chans = (in_chans, *embed_dims)
     stages = []
     for i, dim in enumerate(embed_dims):

@@ -59,21 +59,11 @@ def resize_image_part(
     # Rows first and by hand, because only here the map is small and a strip needs an offset.
     start, stop = rows or (0, size[0])
     map_BCRW = _blend_rows(map_BCHW, start, stop, scale_H)
+    if size[1] < 2 * map_BCHW.shape[3]:  # torch takes a resize to as many columns for a copy, whatever its scale
+        return _blend_rows(map_BCRW.transpose(2, 3), 0, size[1], scale_W).transpose(2, 3)
     # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
     map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)
     return F.interpolate(map_BCRW, scale_factor=(1.0, 1 / scale_W), mode="bilinear")[..., : size[1]]
-
-
-def crop_image_part(
-    map_BCHW: Tensor, size: tuple[int, int], *, image_size: tuple[int, int], padded_size: tuple[int, int]
-) -> Tensor:
-    """`resize_image_part` to a `size` near the map's own, where torch's resize would take it for a copy."""
-    scale_H, scale_W = (
-        side / padded * image / out
-        for side, padded, image, out in zip(map_BCHW.shape[2:], padded_size, image_size, size, strict=True)
-    )
-    map_BCHW = _blend_rows(map_BCHW, 0, size[0], scale_H)
-    return _blend_rows(map_BCHW.transpose(2, 3), 0, size[1], scale_W).transpose(2, 3)
 
 
 def _blend_rows(map_BCHW: Tensor, start: int, stop: int, scale: float) -> Tensor:

@@ -16,7 +16,7 @@ from .._errors import SegzooError
 from ..layers.block import BlockSequence, Stage
 from ..layers.grids import grid_of
 from ..layers.init import init_weights
-from ..layers.shapes import crop_image_part, resize
+from ..layers.shapes import resize, resize_image_part
 from ..plans import Plan, set_inference_reduction
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Model(nn.Module):
     pretrained_cfg: PretrainedCfg | None = None  # the weights row, set by create_model
     name: str = ""  # registry name, set by create_model
     head_prefix: ClassVar[str] = "head."  # parameters that learn the task; the rest is the encoder
+    feature_info: list[dict[str, Any]]  # of each map: {"num_chs": channels, "reduction": stride, "module": its name}
     first_conv: ClassVar[str] = ""  # parameter whose input channels are the image's
 
     def __init__(self, *, cfg: Any):
@@ -88,6 +89,10 @@ class Model(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last layer, whose outputs are the classes."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Fresh parameters for other classes; everything else is untouched."""
         raise NotImplementedError
 
     def classifier_parameters(self) -> set[str]:
@@ -165,8 +170,8 @@ class Encoder(Model):
     def pyramid(self, maps: Sequence[Tensor], x_BCHW: Tensor, padded_BCHW: Tensor) -> Pyramid:
         """The maps of an image, fine to coarse, made from it as it was padded."""
         # One tuple where nothing is padded, so that even a trace, whose sizes are tensors, finds the two sizes equal.
-        size = tuple(x_BCHW.shape[2:])
-        padded = size if padded_BCHW is x_BCHW else tuple(padded_BCHW.shape[2:])
+        size = (x_BCHW.shape[2], x_BCHW.shape[3])
+        padded = size if padded_BCHW is x_BCHW else (padded_BCHW.shape[2], padded_BCHW.shape[3])
         strides = tuple(info["reduction"] for info in self.feature_info)
         return Pyramid(tuple(maps), strides, image_size=size, padded_size=padded)
 
@@ -315,13 +320,15 @@ class EncoderDecoder(SegmentationModel):
         if image == padded:
             return scores_BKHW
         size = grid_of(image, padded[0] // scores_BKHW.shape[2])
-        return crop_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
+        return resize_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
 
     def get_classifier(self) -> nn.Conv2d:
-        return self.decoder.classifier
+        classifier = self.decoder.classifier
+        assert isinstance(classifier, nn.Conv2d)  # as the class demands of its decoder
+        return classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.decoder.classifier = fresh_conv_classifier(self.decoder.classifier, num_classes)
+        self.decoder.classifier = fresh_conv_classifier(self.get_classifier(), num_classes)
         self.num_classes = num_classes
 
 

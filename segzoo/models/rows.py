@@ -127,6 +127,6 @@ def label_set(row: PretrainedCfg | None, num_classes: int) -> LabelSet | None:
 def label_names(row: PretrainedCfg | None, num_classes: int) -> dict[str, Any] | None:
     """{"palette": name of the label set or None, "names": [...]}; None if the row names no such number of classes."""
     labels = label_set(row, num_classes)
-    if labels is None:
+    if row is None or labels is None:
         return None
     return {"palette": labels.name if labels.name == row.label_set else None, "names": list(labels.classes)}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 from ..layers.batch_norm import BatchNorm, norm_act_conv
 from ..layers.shapes import resize
-from .base import SegmentationModel, fresh_conv_classifier
-from .config import Config
+from .base import Pyramid, SegmentationModel, fresh_conv_classifier
+from .config import SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import Drop
 from .rtformer_backbone import (
@@ -39,7 +38,7 @@ from .rtformer_weights import LAYOUTS, PRETRAINED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RTFormerConfig(Config):
+class RTFormerConfig(SegmenterConfig):
     """Configuration of the segmentation model."""
 
     encoder: RTFormerBackboneConfig = RTFORMER_SLIM_BACKBONE
@@ -48,9 +47,9 @@ class RTFormerConfig(Config):
     aux_head: bool = True  # auxiliary scores in forward_train
     num_classes: int = 19
 
-    @property
-    def in_chans(self) -> int:
-        return self.encoder.in_chans
+    def check(self) -> None:
+        super().check()
+        self.require_positive("context_chans", "head_chans")
 
 
 class DAPPM(nn.Module):
@@ -139,14 +138,13 @@ class RTFormer(SegmentationModel):
 
     key_layouts = LAYOUTS
     encoder: RTFormerBackbone
-    first_conv = f"encoder.{RTFormerBackbone.first_conv}"
 
     def __init__(self, *, encoder: RTFormerBackbone, decoder: RTFormerDecoder, cfg: RTFormerConfig):
         super().__init__(cfg=cfg)
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward_head(self, features: Sequence[Tensor]) -> Tensor:
+    def forward_head(self, features: Pyramid) -> Tensor:
         """Maps -> logits (B, K, H / 8, W / 8); reads the high and the low branch."""
         return self.decoder(features[1], features[3])
 

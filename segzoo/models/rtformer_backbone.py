@@ -26,15 +26,14 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .._errors import SegzooError
 from ..layers.attention import attend
 from ..layers.batch_norm import BatchNorm, conv_norm, norm_act_conv
 from ..layers.init import init_weights
 from ..layers.norm_folding import absorb, scale_and_shift
 from ..layers.reduction import GridReduction
 from ..layers.shapes import resize, to_channels_first, to_channels_last
-from .base import BlockSequence, Encoder
-from .config import Config
+from .base import BlockSequence, Encoder, Pyramid
+from .config import EncoderConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .rtformer_baselines import (
     ExternalAttention,
@@ -56,7 +55,7 @@ def by_branch(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RTFormerBackboneConfig(Config):
+class RTFormerBackboneConfig(EncoderConfig):
     """Configuration of the backbone. From `injection` to `mlp_ratio` it spans the paper's ablations (Table 5)."""
 
     base_chans: int = 32  # channels C at stride 4; the high branch has 2C, the low branch 8C
@@ -74,8 +73,6 @@ class RTFormerBackboneConfig(Config):
     mlp_ratio: float = 4.0  # mix: hidden width / channels
     bn_momentum: float = 0.9  # share of the batch statistics in the running ones (paddle calls this 0.1)
     drop_path_rate: float = 0.2  # the same in every place
-    in_chans: int = 3
-    num_classes: int = 1000  # 0: pooled features
 
     @property
     def high_chans(self) -> int:
@@ -85,21 +82,21 @@ class RTFormerBackboneConfig(Config):
     def low_chans(self) -> int:
         return 8 * self.base_chans
 
+    @property
+    def map_chans(self) -> tuple[int, ...]:
+        return (self.base_chans, self.high_chans, 4 * self.base_chans, self.low_chans)
+
     def check(self) -> None:
-        for name, valid in (("attention", ATTENTION), ("feed_forward", FEED_FORWARD)):
-            if getattr(self, name) not in valid:
-                raise SegzooError(f"{name} must be one of {', '.join(valid)}, not {getattr(self, name)!r}")
-        least_1 = {"cross_size": self.cross_size, "linformer_rank": self.linformer_rank}
-        least_1 |= {"landmark_side": self.landmark_side, "linformer_size": min(self.linformer_size)}
-        least_1 |= {"spatial_reduction": min(by_branch(self.spatial_reduction))}
-        for name, least in least_1.items():
-            if least < 1:
-                raise SegzooError(f"{name} must be at least 1, not {getattr(self, name)}")
+        super().check()
+        self.require_choice("attention", ATTENTION)
+        self.require_choice("feed_forward", FEED_FORWARD)
+        self.require_positive("base_chans", "depths", "cross_size", "groups", "external_ratio", "spatial_reduction")
+        self.require_positive("linformer_rank", "linformer_size", "landmark_side", "mlp_ratio")
         widths = {"low branch": self.low_chans, "high branch": self.high_chans}
         for (branch, width), groups in zip(widths.items(), by_branch(self.groups), strict=True):
             has_none = branch == "high branch" and self.attention == "gfa+ca"
-            if groups < 1 or (width % groups and not has_none):
-                raise SegzooError(f"groups={self.groups} must divide the channels of the {branch} ({width})")
+            divides = width % groups == 0 or has_none
+            self.require(divides, f"groups={self.groups} must divide the channels of the {branch} ({width})")
 
     def build(self) -> RTFormerBackbone:
         return RTFormerBackbone(self)
@@ -374,19 +371,19 @@ class RTFormerBackbone(Encoder):
         self.head.apply(init_weights)
         initialise(self, cfg.bn_momentum)
 
-    def forward_branches(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward_branches(self, x_BCHW: Tensor) -> tuple[Pyramid, Tensor]:
         """(B, in_chans, H, W) -> the maps of `forward_features`, and the high branch before the RTFormer blocks."""
         # Channels-last from the start, which convolutions prefer and which makes every token view free of copies.
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        stride4_BCHW = self.layer1(self.stem(x_BCHW))
+        image_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        stride4_BCHW = self.layer1(self.stem(image_BCHW))
         stride8_BCHW = self.layer2(F.relu(stride4_BCHW))
         stride16_BCHW = self.layer3(F.relu(stride8_BCHW))
         high_BCHW = stride8_BCHW + resize(self.compress3(stride16_BCHW), stride8_BCHW.shape[2:])
         entry_BCHW = self.layer3_high(F.relu(high_BCHW))
         high_BCHW, low_BCHW = self.blocks((entry_BCHW, stride16_BCHW))
-        return [stride4_BCHW, high_BCHW, stride16_BCHW, low_BCHW], entry_BCHW
+        return self.pyramid((stride4_BCHW, high_BCHW, stride16_BCHW, low_BCHW), x_BCHW, x_BCHW), entry_BCHW
 
-    def forward_features(self, x_BCHW: Tensor) -> list[Tensor]:
+    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         return self.forward_branches(x_BCHW)[0]
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -89,7 +90,7 @@ class AllMLPDecoder(nn.Module):
     def folded(self) -> AllMLPDecoder:
         """For `segzoo.fold`, which has folded the fusion before: one matrix a level, at the level's own resolution."""
         if isinstance(self.fuse, FoldedFuseLevels) and isinstance(self.projections[0], nn.Linear):
-            self.fuse = self.fuse.after(self.projections[::-1])
+            self.fuse = self.fuse.after(cast(Sequence[nn.Linear], self.projections[::-1]))
             self.projections = nn.ModuleList(nn.Identity() for _ in self.projections)
         return self
 
@@ -151,7 +152,7 @@ class SegFormerKeypoints(SegFormer):
 
     def _start_near_zero(self) -> None:
         """Nearly all of a target heatmap is zero; from outputs far from it, squared errors take long to come down."""
-        nn.init.normal_(self.decoder.classifier.weight, std=0.001)
+        nn.init.normal_(self.get_classifier().weight, std=0.001)
 
     def forward_train(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """{"scores": (B, K, H, W) heatmaps at input size, "heatmaps": (B, K, H / 4, W / 4)}"""

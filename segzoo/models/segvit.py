@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -245,13 +245,14 @@ class AttentionToMask(nn.Module):
         """
         x_BNC = self.class_queries.repeat(features[0].shape[0], 1, 1)
         outputs = []
-        if len(self.stages) == 1:
-            stage = self.stages[0]
+        stages = cast(Sequence[DecoderStage], self.stages)
+        if len(stages) == 1:
+            stage = stages[0]
             outputs = stage.with_masks(x_BNC, features[0], last=len(stage.layers) if auxiliary else 1)
         else:
             grid = tuple(features[0].shape[2:])
             total_BNHW = None
-            for stage, map_BCHW in zip(self.stages, reversed(features), strict=True):
+            for stage, map_BCHW in zip(stages, reversed(features), strict=True):
                 ((x_BNC, masks_BNHW),) = stage.with_masks(x_BNC, map_BCHW, last=1)
                 masks_BNHW = resize(masks_BNHW, grid)
                 total_BNHW = masks_BNHW if total_BNHW is None else total_BNHW + masks_BNHW
@@ -322,10 +323,9 @@ class SegViT(SegmentationModel):
 
     def score_rows(self, head_output: MaskOutput, size: Sequence[int], start: int, stop: int) -> Tensor:
         """The rows start <= y < stop of `to_size`, (B, K, stop - start, W), with memory for these rows only."""
-        size = tuple(size)
         masks_BQRW = resize_image_part(
             head_output.mask_logits,
-            size,
+            (size[0], size[1]),
             image_size=head_output.image_size,
             padded_size=head_output.padded_size,
             rows=(start, stop),

@@ -13,6 +13,7 @@ Shape letters: B batch, C channels, H, W map.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class Swin(Encoder):
 
     def __init__(self, cfg: SwinConfig):
         super().__init__(cfg=cfg)
-        self.body = timm.create_model(
+        self.body: Any = timm.create_model(
             "swin_tiny_patch4_window7_224",
             embed_dim=cfg.embed_dim,
             depths=cfg.depths,
