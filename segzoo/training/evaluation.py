@@ -1,0 +1,438 @@
+"""How good a model is on a data set: by the protocol of its paper, with any reduction, at the labels' own size.
+
+    data = open_data("cityscapes:/data/cityscapes")
+    result = evaluate(model, data, protocol="cityscapes+ms", reduction="fast")
+    result.metrics["mIoU"], result.published
+
+A segmenter gets mIoU, small-class mIoU and pixel accuracy, a classifier top-1 and top-5, a keypoint model PCK and, on
+COCO, average precision. Of several processes (torch.distributed) each takes its own pictures, none of them twice, and
+every one returns the figures of all; keypoints are few, so that every process takes all of them. Counting is
+torchmetrics' (extra `train`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+
+from .._errors import SegzooError
+from .._version import __version__
+from ..data.car_corners import CarCrop
+from ..data.classification import ClassificationData
+from ..data.coco_keypoints import CocoKeypointData, Person
+from ..data.segmentation import SegmentationData, out_of_range
+from ..keypoints import pck
+from ..models.rows import PretrainedCfg
+from ..plans import Plan, current_plan, inference_reduction
+from ..prediction import predict, predict_keypoints
+from ..preprocess import load_image, to_input
+from ..visualize import bar_chart
+from .metrics import SMALL_CLASSES, ConfusionMatrix
+from .protocols import Protocol
+
+KeypointData = CocoKeypointData | Sequence[CarCrop]
+Progress = Callable[[Sequence[int]], Any]
+
+PCK_THRESHOLDS = (0.05, 0.1, 0.2)  # of the longer side of a box
+CENTRE_CROP = 0.875  # of an image's short side, at which ImageNet classifiers are tested
+BOX_MARGIN = 1.25  # a person's box is widened by it, as top-down models are trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What one model reached on one data set, and under which conditions."""
+
+    model: str
+    data: str
+    split: str
+    samples: int
+    protocol: str  # name, as given
+    protocol_text: str  # what was done
+    reduction: str  # preset or plan as given; "as is" where none was
+    plan: Plan  # in force
+    metrics: Mapping[str, float]  # figures in [0, 1]; NaN where there was nothing to count
+    published: float | None  # the paper's main figure with this reduction, in [0, 1]
+    published_protocol: str
+    conditions: Mapping[str, str | None]  # engine, device, dtype, versions, commit
+    class_names: tuple[str, ...] = ()
+    confusion: ConfusionMatrix | None = None
+
+    @property
+    def main(self) -> str:
+        """Name of the figure that the published one stands beside."""
+        return next(iter(self.metrics))
+
+    def row(self) -> dict[str, Any]:
+        """Flat, for a table: figures in percent with two decimals."""
+        figures = {name: None if np.isnan(value) else round(100 * value, 2) for name, value in self.metrics.items()}
+        return {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            "samples": self.samples,
+            "protocol": self.protocol,
+            "reduction": self.reduction,
+            **figures,
+            f"published {self.main}": None if self.published is None else round(100 * self.published, 2),
+            "published protocol": self.published_protocol,
+            "protocol in words": self.protocol_text,
+            "plan": self.plan.to_json(),
+            **self.conditions,
+        }
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """A row a class: figures in percent, None for a class that does not occur."""
+        if self.confusion is None:
+            return []
+        columns = {"IoU": self.confusion.iou(), "accuracy": self.confusion.class_accuracy()}
+        pixels = self.confusion.counts_TP.sum(1)
+        return [
+            {
+                "class": i,
+                "name": name,
+                **{
+                    key: None if np.isnan(values[i]) else round(100 * float(values[i]), 2)
+                    for key, values in columns.items()
+                },
+                "pixels": int(pixels[i]),
+            }
+            for i, name in enumerate(self.class_names)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain data without NaN."""
+        confusion = None if self.confusion is None else self.confusion.counts_TP.tolist()
+        return {
+            **self.row(),
+            "plan": json.loads(self.plan.to_json()),
+            "classes": self.class_rows(),
+            "confusion": confusion,
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    data: SegmentationData | ClassificationData | KeypointData,
+    *,
+    protocol: str = "row",
+    reduction: object = None,
+    progress: Progress = iter,
+) -> Evaluation:
+    """Run a model over a data set and count.
+
+    Args:
+        model: of `create_model` (or what `predict` takes in its place); run in eval mode and left as it was.
+        data: of `open_data`, `open_classification` or `open_coco_keypoints`, or a list of `car_crops`.
+        protocol: of segmentation, one of `segzoo.training.protocols.PROTOCOLS`; "+ms" (six scales and flip) or "+flip"
+            may follow.
+        reduction: a plan for the time of the evaluation; None: as the model is.
+        progress: wraps the indices of the samples, as tqdm does.
+
+    Raises:
+        SegzooError: a model of another kind than the data, other classes, or a protocol that does not exist.
+        ImageError: a sample that cannot be read.
+    """
+    set_plan = contextlib.nullcontext() if reduction is None else inference_reduction(model, reduction)
+    with set_plan, torch.inference_mode():
+        if isinstance(data, SegmentationData):
+            result = _segmentation(model, data, protocol, progress)
+        elif protocol != "row":
+            raise SegzooError(f"protocol {protocol!r} is for segmentation; leave it out")
+        elif isinstance(data, ClassificationData):
+            result = _classification(model, data, progress)
+        else:
+            result = _keypoints(model, data, progress)
+        asked = "as is" if reduction is None else reduction if isinstance(reduction, str) else json.dumps(reduction)
+        labels = getattr(data, "labels", None)
+        published, published_protocol = published_figure(
+            model.pretrained_cfg, labels.name if labels else None, reduction
+        )
+        return dataclasses.replace(
+            result,
+            model=_model_name(model),
+            reduction=asked,
+            plan=current_plan(model),
+            published=published,
+            published_protocol=published_protocol,
+            conditions=_conditions(model),
+        )
+
+
+def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction: object) -> tuple[float | None, str]:
+    """The main figure that the weights' authors published for a reduction, in [0, 1], and its protocol.
+
+    None for data of another label set than the row's, and for a reduction without a figure.
+    """
+    if row is None or row.miou is None or row.label_set != label_set or reduction not in (None, "base"):
+        return None, ""
+    return row.miou / 100, row.miou_protocol
+
+
+def _segmentation(model: nn.Module, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
+    if getattr(model, "score_kind", "heatmap") == "heatmap":
+        raise SegzooError(f"{_model_name(model)} gives no mask; it cannot be evaluated on labels of pixels")
+    K = model.num_classes
+    if data.num_classes not in (None, K):
+        raise SegzooError(f"{_model_name(model)} has {K} classes, but {data.name} has {data.num_classes}")
+    protocol = Protocol.of(name, model.pretrained_cfg)
+    counted = _torchmetrics().MulticlassConfusionMatrix(K, ignore_index=data.ignore_index, validate_args=False)
+    options = {"scales": protocol.scales, "flip": protocol.flip}
+    with _row_in_force(model, protocol.row):
+        for i in progress(_own_samples(len(data))):
+            sample = data[i]
+            wrong = out_of_range(sample.labels, K, data.ignore_index)
+            if wrong:
+                raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
+            mask_HW = predict(model, sample.image, **options).mask
+            counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
+    confusion = ConfusionMatrix.of(counted.compute().numpy())
+    metrics = {"mIoU": confusion.miou()}
+    label_set = data.labels.name if data.labels else None
+    if label_set in SMALL_CLASSES:
+        metrics["small mIoU"] = confusion.miou([data.labels.classes.index(n) for n in SMALL_CLASSES[label_set]])
+    accuracy = confusion.class_accuracy()
+    metrics["pixel accuracy"] = confusion.pixel_accuracy()
+    metrics["mean accuracy"] = float(np.nanmean(accuracy)) if np.isfinite(accuracy).any() else float("nan")
+    return _result(
+        data.name,
+        data.split,
+        len(data),
+        metrics,
+        protocol=name,
+        protocol_text=str(protocol),
+        class_names=data.labels.classes if data.labels else tuple(f"class {i}" for i in range(K)),
+        confusion=confusion,
+    )
+
+
+def _classification(model: nn.Module, data: ClassificationData, progress: Progress) -> Evaluation:
+    if hasattr(model, "score_kind"):
+        raise SegzooError(f"{_model_name(model)} is no classifier; segzoo.list_models('mit_*') lists some")
+    K = model.num_classes
+    if len(data.classes) != K:
+        raise SegzooError(f"{_model_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
+    row = model.pretrained_cfg or PretrainedCfg(test_size=(224, 224))
+    make = _torchmetrics().MulticlassAccuracy
+    counted = {f"top-{k}": make(K, top_k=k, average="micro") for k in (1, 5) if k <= K}
+    like = next(model.parameters())
+    with _eval_mode(model):
+        for i in progress(_own_samples(len(data))):
+            path, truth = data[i]
+            image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
+            logits_BK = model(to_input(image_HWC, row.test_size, row, like)).float().cpu()
+            for accuracy in counted.values():
+                accuracy.update(logits_BK, torch.tensor([truth]))
+    return _result(
+        "imagenet folder",
+        data.split,
+        len(data),
+        {name: float(accuracy.compute()) for name, accuracy in counted.items()},
+        protocol="row",
+        protocol_text=f"short side to {row.test_size[0]} / {CENTRE_CROP}, bicubic; centre {row.test_size[0]}x"
+        f"{row.test_size[1]}",
+    )
+
+
+def centre_crop(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The centre of an image, `CENTRE_CROP` of its short side, at `size`: resized first (bicubic), then cut."""
+    H, W = image_HWC.shape[:2]
+    scale = max(size[0] / H, size[1] / W) / CENTRE_CROP
+    height, width = max(size[0], round(H * scale)), max(size[1], round(W * scale))
+    channels = [image_HWC[..., i] for i in range(image_HWC.shape[2])]
+    resized = [Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC) for channel in channels]
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return np.dstack([np.asarray(image)[top : top + size[0], left : left + size[1]] for image in resized])
+
+
+def _keypoints(model: nn.Module, data: KeypointData, progress: Progress) -> Evaluation:
+    coco = data.coco if isinstance(data, CocoKeypointData) else None
+    found, results = [], []
+    for i in progress(range(len(data))):
+        sample = data[i]
+        box = _padded_box(sample.box, model) if isinstance(sample, Person) else None
+        keypoints = predict_keypoints(model, sample.image, box=box)
+        if len(keypoints.score) != len(sample.visible):
+            raise SegzooError(f"the model has {len(keypoints.score)} keypoints, the data {len(sample.visible)}")
+        found.append(keypoints.xy)
+        if isinstance(sample, Person):
+            results.append(_coco_result(sample, keypoints.xy, keypoints.score))
+    xy_NK2, truth_NK2 = torch.stack(found), torch.from_numpy(np.stack([sample.xy for sample in data]))
+    visible_NK = torch.from_numpy(np.stack([sample.visible for sample in data]))
+    length_N = torch.tensor([sample.length for sample in data], dtype=torch.float32)
+    metrics = {f"PCK@{t}": pck(xy_NK2, truth_NK2, visible_NK, length_N, t=t) for t in PCK_THRESHOLDS}
+    if coco is not None:
+        metrics = {**_average_precision(coco, results), **metrics}
+    return _result(
+        "car corners" if coco is None else "coco keypoints",
+        "" if coco is None else data.split,
+        len(data),
+        metrics,
+        protocol="row",
+        protocol_text="whole crop" if coco is None else f"true boxes, {BOX_MARGIN} times as wide, at the model's ratio",
+    )
+
+
+def _padded_box(box: tuple[float, float, float, float], model: nn.Module) -> tuple[float, float, float, float]:
+    """The box widened by `BOX_MARGIN`, and further on one side to the ratio of the model's input."""
+    x0, y0, x1, y1 = box
+    H, W = (model.pretrained_cfg or PretrainedCfg(input_size=(256, 192))).input_size
+    width = max(x1 - x0, (y1 - y0) * W / H) * BOX_MARGIN
+    height = width * H / W
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _coco_result(person: Person, xy_K2: torch.Tensor, score_K: torch.Tensor) -> dict[str, Any]:
+    """A detection as COCO wants it; its own pixels count from 0."""
+    keypoints_K3 = torch.cat([xy_K2 - 0.5, score_K[:, None]], dim=1)
+    return {
+        "image_id": person.image_id,
+        "category_id": 1,
+        "keypoints": keypoints_K3.flatten().tolist(),
+        "score": score_K.mean().item(),
+    }
+
+
+def _average_precision(coco: Any, results: list[dict[str, Any]]) -> dict[str, float]:
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        judge = COCOeval(coco, coco.loadRes(results), "keypoints")
+        judge.params.imgIds = sorted({result["image_id"] for result in results})
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    names = {"AP": 0, "AP50": 1, "AP75": 2, "AR": 5}
+    return {name: float(judge.stats[i]) for name, i in names.items()}
+
+
+def write_results(results: Sequence[Evaluation], folder: Path) -> list[Path]:
+    """Write evaluations of one model and data set, one a reduction, as files; returns their paths.
+
+    `results.json` has everything; `results.csv` a row an evaluation; for segmentation also `classes.csv`, a row a class
+    and evaluation, and `classes.png`, bars of the classes' IoU.
+    """
+    rows = [result.row() for result in results]
+    paths = [_write(folder / "results.json", json.dumps([result.to_dict() for result in results], indent=1) + "\n")]
+    paths.append(_write(folder / "results.csv", _csv(rows)))
+    classes = [{"reduction": r.reduction, **row} for r in results for row in r.class_rows()]
+    if classes:
+        paths.append(_write(folder / "classes.csv", _csv(classes)))
+        series = {f"{r.reduction}: {100 * r.metrics[r.main]:.2f}": 100 * r.confusion.iou() for r in results}
+        title = f"{results[0].model} on {results[0].data} {results[0].split}"
+        chart = folder / "classes.png"
+        bar_chart(series, results[0].class_names, chart, title=title, unit="IoU in percent (legend: mean)")
+        paths.append(chart)
+    return paths
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> Path:
+    """A file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise SegzooError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+    return path
+
+
+def _result(data: str, split: str, samples: int, metrics: Mapping[str, float], **fields: Any) -> Evaluation:
+    """What the loops know; `evaluate` adds the model's side."""
+    unknown = {"model": "", "reduction": "", "plan": Plan(), "published": None, "published_protocol": ""}
+    return Evaluation(data=data, split=split, samples=samples, metrics=metrics, conditions={}, **unknown, **fields)
+
+
+def _torchmetrics() -> Any:
+    try:
+        import torchmetrics.classification
+    except ImportError:
+        raise SegzooError("evaluation needs torchmetrics: pip install 'segzoo[train]'") from None
+    return torchmetrics.classification
+
+
+def _own_samples(count: int) -> range:
+    """The samples of this process: every n-th, none repeated to fill up."""
+    if dist.is_available() and dist.is_initialized():
+        return range(dist.get_rank(), count, dist.get_world_size())
+    return range(count)
+
+
+@contextlib.contextmanager
+def _row_in_force(model: nn.Module, row: PretrainedCfg) -> Iterator[None]:
+    """`predict` follows the model's row: another one for a while."""
+    before = model.pretrained_cfg
+    model.pretrained_cfg = row
+    try:
+        yield
+    finally:
+        model.pretrained_cfg = before
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _model_name(model: nn.Module) -> str:
+    return getattr(model, "name", "") or type(model).__name__
+
+
+def _conditions(model: nn.Module) -> dict[str, str | None]:
+    like = next(model.parameters())
+    return {
+        "engine": "torch",
+        "device": torch.cuda.get_device_name(like.device) if like.is_cuda else f"{like.device} {platform.machine()}",
+        "dtype": str(like.dtype).removeprefix("torch."),
+        "segzoo": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """Of segzoo's own checkout, with "+" after it where files differ; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
