@@ -251,7 +251,10 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     [
         (lambda p: p.unlink(), "has no mask"),
         (lambda p: put_mask(p, [[0, 1], [1, 1]]), "2 x 2 pixels, its image 3 x 2"),
-        (lambda p: put_mask(p, [[0, 1, 2], [2, 7, 8]]), r"labels \[2, 7, 8\], which are no classes of 0 to 1 nor 255"),
+        (
+            lambda p: put_mask(p, [[0, 1, 2], [2, 7, 8]]),
+            r"labels \[2, 7, 8\], which are none of the 2 classes from 0 on nor 255",
+        ),
         (lambda p: put_image(p), "mode RGB"),
         (lambda p: p.write_bytes(b"x"), "no mask that Pillow can read"),
     ],

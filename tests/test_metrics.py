@@ -28,6 +28,7 @@ def test_by_hand():
     assert matrix.miou([1, 2]) == 0.5
     assert matrix.pixel_accuracy() == pytest.approx(4 / 6)
     assert matrix.class_accuracy().tolist() == pytest.approx([1, 2 / 3, 1 / 2])
+    assert matrix.mean_accuracy() == pytest.approx(13 / 18)
 
 
 def test_an_absent_class_is_left_out():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def open_coco_keypoints(root: str | Path, *, split: str = "val") -> CocoKeypoint
     return CocoKeypointData(split=split, people=people, coco=coco)
 
 
-def _person(image: Path, annotation: dict[str, Any]) -> Person:
+def _person(image: Path, annotation: Mapping[str, Any]) -> Person:
     keypoints_K3 = np.array(annotation["keypoints"], dtype=np.float32).reshape(NUM_KEYPOINTS, 3)
     x, y, w, h = annotation["bbox"]
     return Person(

@@ -88,7 +88,7 @@ class FileData(SegmentationData):
         wrong = out_of_range(labels_HW, self.num_classes, self.ignore_index)
         if wrong:
             raise ImageError(
-                f"{pair.mask} has labels {wrong[:5]}, which are no classes of 0 to {self.num_classes - 1} nor "
+                f"{pair.mask} has labels {wrong[:5]}, which are none of the {self.num_classes} classes from 0 on nor "
                 f"{self.ignore_index} (ignored); `segzoo data check` says what is wrong with the masks"
             )
         return Sample(image_HWC, labels_HW, pair.name)

@@ -137,6 +137,7 @@ class VariedCrop(v2.Transform):
         H, W = v2.query_size(flat_inputs)
         height, width = min(self.size[0], H), min(self.size[1], W)
         labels_HW = next((item for item in flat_inputs if isinstance(item, tv_tensors.Mask)), None)
+        top = left = 0
         for _ in range(CROP_TRIES):
             top = int(torch.randint(H - height + 1, ()))
             left = int(torch.randint(W - width + 1, ()))

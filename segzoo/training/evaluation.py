@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch import nn
 
 from .._errors import SegzooError
 from .._version import __version__
@@ -37,6 +36,8 @@ from ..data.classification import ClassificationData
 from ..data.coco_keypoints import CocoKeypointData, Person
 from ..data.segmentation import SegmentationData, out_of_range
 from ..keypoints import pck
+from ..labels import LabelSet
+from ..models.base import Encoder, Model
 from ..models.rows import PretrainedCfg
 from ..plans import Plan, current_plan, inference_reduction
 from ..prediction import predict, predict_keypoints
@@ -126,7 +127,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Model,
     data: SegmentationData | ClassificationData | KeypointData,
     *,
     protocol: str = "row",
@@ -183,7 +184,7 @@ def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction
     return row.miou / 100, row.miou_protocol
 
 
-def _segmentation(model: nn.Module, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
+def _segmentation(model: Model, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
     if getattr(model, "score_kind", "heatmap") == "heatmap":
         raise SegzooError(f"{_model_name(model)} gives no mask; it cannot be evaluated on labels of pixels")
     K = model.num_classes
@@ -201,18 +202,11 @@ def _segmentation(model: nn.Module, data: SegmentationData, name: str, progress:
             mask_HW = predict(model, sample.image, **options).mask
             counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
     confusion = ConfusionMatrix.of(counted.compute().numpy())
-    metrics = {"mIoU": confusion.miou()}
-    label_set = data.labels.name if data.labels else None
-    if label_set in SMALL_CLASSES:
-        metrics["small mIoU"] = confusion.miou([data.labels.classes.index(n) for n in SMALL_CLASSES[label_set]])
-    accuracy = confusion.class_accuracy()
-    metrics["pixel accuracy"] = confusion.pixel_accuracy()
-    metrics["mean accuracy"] = float(np.nanmean(accuracy)) if np.isfinite(accuracy).any() else float("nan")
     return _result(
         data.name,
         data.split,
         len(data),
-        metrics,
+        _figures(confusion, data.labels),
         protocol=name,
         protocol_text=str(protocol),
         class_names=data.labels.classes if data.labels else tuple(f"class {i}" for i in range(K)),
@@ -220,8 +214,17 @@ def _segmentation(model: nn.Module, data: SegmentationData, name: str, progress:
     )
 
 
-def _classification(model: nn.Module, data: ClassificationData, progress: Progress) -> Evaluation:
-    if hasattr(model, "score_kind"):
+def _figures(confusion: ConfusionMatrix, labels: LabelSet | None) -> dict[str, float]:
+    figures = {"mIoU": confusion.miou()}
+    if labels is not None and labels.name in SMALL_CLASSES:
+        figures["small mIoU"] = confusion.miou([labels.classes.index(name) for name in SMALL_CLASSES[labels.name]])
+    figures["pixel accuracy"] = confusion.pixel_accuracy()
+    figures["mean accuracy"] = confusion.mean_accuracy()
+    return figures
+
+
+def _classification(model: Model, data: ClassificationData, progress: Progress) -> Evaluation:
+    if not isinstance(model, Encoder):
         raise SegzooError(f"{_model_name(model)} is no classifier; segzoo.list_models('mit_*') lists some")
     K = model.num_classes
     if len(data.classes) != K:
@@ -259,7 +262,7 @@ def centre_crop(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.dstack([np.asarray(image)[top : top + size[0], left : left + size[1]] for image in resized])
 
 
-def _keypoints(model: nn.Module, data: KeypointData, progress: Progress) -> Evaluation:
+def _keypoints(model: Model, data: KeypointData, progress: Progress) -> Evaluation:
     coco = data.coco if isinstance(data, CocoKeypointData) else None
     found, results = [], []
     for i in progress(range(len(data))):
@@ -279,7 +282,7 @@ def _keypoints(model: nn.Module, data: KeypointData, progress: Progress) -> Eval
         metrics = {**_average_precision(coco, results), **metrics}
     return _result(
         "car corners" if coco is None else "coco keypoints",
-        "" if coco is None else data.split,
+        data.split if isinstance(data, CocoKeypointData) else "",
         len(data),
         metrics,
         protocol="row",
@@ -287,7 +290,7 @@ def _keypoints(model: nn.Module, data: KeypointData, progress: Progress) -> Eval
     )
 
 
-def _padded_box(box: tuple[float, float, float, float], model: nn.Module) -> tuple[float, float, float, float]:
+def _padded_box(box: tuple[float, float, float, float], model: Model) -> tuple[float, float, float, float]:
     """The box widened by `BOX_MARGIN`, and further on one side to the ratio of the model's input."""
     x0, y0, x1, y1 = box
     H, W = (model.pretrained_cfg or PretrainedCfg(input_size=(256, 192))).input_size
@@ -333,7 +336,11 @@ def write_results(results: Sequence[Evaluation], folder: Path) -> list[Path]:
     classes = [{"reduction": r.reduction, **row} for r in results for row in r.class_rows()]
     if classes:
         paths.append(_write(folder / "classes.csv", _csv(classes)))
-        series = {f"{r.reduction}: {100 * r.metrics[r.main]:.2f}": 100 * r.confusion.iou() for r in results}
+        series = {
+            f"{r.reduction}: {100 * r.metrics[r.main]:.2f}": (100 * r.confusion.iou()).tolist()
+            for r in results
+            if r.confusion is not None
+        }
         title = f"{results[0].model} on {results[0].data} {results[0].split}"
         chart = folder / "classes.png"
         bar_chart(series, results[0].class_names, chart, title=title, unit="IoU in percent (legend: mean)")
@@ -386,7 +393,7 @@ def _own_samples(count: int) -> range:
 
 
 @contextlib.contextmanager
-def _row_in_force(model: nn.Module, row: PretrainedCfg) -> Iterator[None]:
+def _row_in_force(model: Model, row: PretrainedCfg) -> Iterator[None]:
     """`predict` follows the model's row: another one for a while."""
     before = model.pretrained_cfg
     model.pretrained_cfg = row
@@ -397,7 +404,7 @@ def _row_in_force(model: nn.Module, row: PretrainedCfg) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: Model) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -407,11 +414,11 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _model_name(model: nn.Module) -> str:
-    return getattr(model, "name", "") or type(model).__name__
+def _model_name(model: Model) -> str:
+    return model.name or type(model).__name__
 
 
-def _conditions(model: nn.Module) -> dict[str, str | None]:
+def _conditions(model: Model) -> dict[str, str | None]:
     like = next(model.parameters())
     return {
         "engine": "torch",

@@ -48,12 +48,15 @@ class ConfusionMatrix:
 
     def miou(self, classes: Sequence[int] | None = None) -> float:
         """Mean over `classes` (default: all) that occur, in [0, 1]; NaN if none does."""
-        iou = self.iou() if classes is None else self.iou()[list(classes)]
-        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+        return _mean(self.iou() if classes is None else self.iou()[list(classes)])
 
     def class_accuracy(self) -> np.ndarray:
         """(K,) share of a class's pixels that were found, in [0, 1]; NaN for a class that the truth has not."""
         return _ratio(self.counts_TP.diagonal(), self.counts_TP.sum(1))
+
+    def mean_accuracy(self) -> float:
+        """Mean of `class_accuracy` over the classes that the truth has, in [0, 1]; NaN if it has none."""
+        return _mean(self.class_accuracy())
 
     def pixel_accuracy(self) -> float:
         """Share of all labelled pixels that are right, in [0, 1]; NaN if there is none."""
@@ -62,3 +65,7 @@ class ConfusionMatrix:
 
 def _ratio(part: np.ndarray | np.int64, whole: np.ndarray | np.int64) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
