@@ -216,6 +216,13 @@ def test_published_figures_stand_beside_their_own_conditions():
     assert published_figure(None, "ade20k", None) == (None, "")
 
 
+def test_the_published_figure_stands_in_the_row(model):
+    model.pretrained_cfg = dataclasses.replace(ROW, miou=40.5, miou_protocol="single scale")
+    rows = [evaluate(model, scenes(1), reduction=plan).row() for plan in ("base", "fast")]
+    assert [row["published mIoU"] for row in rows] == [40.5, None]
+    assert [row["published protocol"] for row in rows] == ["single scale", ""]
+
+
 def test_files(model, tmp_path):
     results = [evaluate(model, scenes(2), reduction=plan) for plan in ("base", "fast")]
     paths = write_results(results, tmp_path / "out")
