@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from . import layouts, scenes
 from .layouts import LAYOUTS, MaskForm, Pair
 
 FIRST_HELD_OUT_SEED = 1_000_000  # of the scenes: training seeds stay below, seeds of evaluation at or above
-SCENES = {"train": 4000, "val": 200}  # how many
+DRAWN: Mapping[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {"scenes": scenes.render}  # by label set
+DRAWN_SPLITS = {"train": 4000, "val": 200}  # how many
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats that no mask should be in
 RECORD = "dataset.json"  # in a folder: what a layout cannot know
 
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
 class SegmentationData:
     """A sequence of samples, and what their labels mean."""
 
-    name: str  # layout, "list" or "scenes"
+    name: str  # layout, "list" or a name of `DRAWN`
     split: str
     labels: LabelSet | None  # names and colours of the classes; None: nobody has said how many there are
     ignore_index: int = 255
@@ -99,7 +100,7 @@ class FileData(SegmentationData):
 
 @dataclasses.dataclass(frozen=True)
 class SceneData(SegmentationData):
-    """Synthetic street scenes, drawn when asked for."""
+    """Synthetic scenes of `DRAWN`, drawn when asked for."""
 
     first_seed: int = FIRST_HELD_OUT_SEED
     count: int = 200
@@ -111,7 +112,7 @@ class SceneData(SegmentationData):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        image_HWC, labels_HW = scenes.render(seed=self.first_seed + index, size=self.size)
+        image_HWC, labels_HW = DRAWN[self.name](seed=self.first_seed + index, size=self.size)
         return Sample(image_HWC, labels_HW, f"{self.name} {self.first_seed + index}")
 
     def first(self, count: int | None) -> SceneData:
@@ -130,7 +131,7 @@ def open_data(
 
     Args:
         where: a folder in one of `LAYOUTS`; "LAYOUT:FOLDER"; a text file with an image and its mask a line, relative to
-            the file; or "scenes". A folder of `images/` and `masks/`, and that of a list file, may have a
+            the file; or a name of `DRAWN`. A folder of `images/` and `masks/`, and that of a list file, may have a
             "dataset.json" with any of "classes" (list of names), "label_set" (of `segzoo.labels`), "ignore_index" and
             "reduce_zero_label".
         split: "train", "val" or another of the layout; default: "val" where there is one, else the only one.
@@ -145,13 +146,13 @@ def open_data(
     prefix, _, rest = text.partition(":")
     if layout is None and prefix in LAYOUTS and rest:
         layout, text = prefix, rest
-    if text == "scenes":
-        return _scenes(split or "val")
+    if text in DRAWN:
+        return _drawn(text, split or "val")
     path = Path(text)
     if path.is_file():
         return _list_file(path, split, num_classes, reduce_zero_label)
     if not path.is_dir():
-        raise SegzooError(f"--data {where}: no such folder or list file; or give 'scenes'")
+        raise SegzooError(f"--data {where}: no such folder or list file; or give {' or '.join(DRAWN)}")
     chosen = _layout(path, layout, split, num_classes)
     split = split or _default_split(layouts.splits_of(chosen, path))
     found = tuple(layouts.pairs(chosen, path, split))
@@ -219,13 +220,11 @@ class _Record:
     reduce_zero_label: bool | None = None
 
 
-def _scenes(split: str) -> SceneData:
-    if split not in SCENES:
-        raise SegzooError(f"--split {split}: the scenes have {', '.join(SCENES)}")
+def _drawn(name: str, split: str) -> SceneData:
+    if split not in DRAWN_SPLITS:
+        raise SegzooError(f"--split {split}: {name} have {', '.join(DRAWN_SPLITS)}")
     first_seed = FIRST_HELD_OUT_SEED if split == "val" else 0
-    return SceneData(
-        name="scenes", split=split, labels=load_labels("scenes"), first_seed=first_seed, count=SCENES[split]
-    )
+    return SceneData(name=name, split=split, labels=load_labels(name), first_seed=first_seed, count=DRAWN_SPLITS[split])
 
 
 def _layout(path: Path, name: str | None, split: str | None, num_classes: int | None) -> layouts.Layout:
