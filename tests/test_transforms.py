@@ -109,6 +109,17 @@ def test_a_crop_of_ignored_pixels_is_drawn_anew():
     assert sum(bool((part != 255).any()) for part in parts) > 36
 
 
+def test_ignored_pixels_have_no_share_of_a_crop():
+    """On the left nine tenths are ignored and the rest is even: as good a place for a crop as the right."""
+    torch.manual_seed(0)
+    labels = torch.full((20, 100), 255)
+    labels[18, :50], labels[19, :50] = 1, 2
+    labels[:10, 50:], labels[10:, 50:] = 1, 2
+    crop = VariedCrop(size=(20, 30), max_class_share=0.75, ignore_index=255)
+    ignored = [(crop(tv_tensors.Mask(labels)) == 255).float().mean() for _ in range(80)]
+    assert sum(share > 0.89 for share in ignored) > 12
+
+
 def test_small_images_are_kept_whole():
     labels = tv_tensors.Mask(torch.arange(12).reshape(3, 4))
     assert torch.equal(VariedCrop(size=(10, 10), max_class_share=0.75, ignore_index=255)(labels), labels)
