@@ -27,7 +27,7 @@ from segzoo.models.rows import PretrainedCfg
 from segzoo.preprocess import to_input
 from segzoo.training.evaluation import centre_crop, evaluate, published_figure, write_results
 from segzoo.training.metrics import SMALL_CLASSES, ConfusionMatrix
-from segzoo.training.protocols import PROTOCOLS, Protocol
+from segzoo.training.protocols import PROTOCOLS, NamedProtocol
 
 ROW = PretrainedCfg(dataset="scenes", label_set="scenes", num_classes=13, test_size=(32, 64))
 
@@ -163,16 +163,16 @@ def test_sliding_window_is_the_official_one(size, monkeypatch):
 )
 def test_protocols_in_words(name, words):
     """As the official test configurations of SegFormer, EDAFormer, RTFormer and SegViT have them."""
-    assert str(Protocol.of(name, ROW)) == words
+    assert str(NamedProtocol.of(name, ROW)) == words
 
 
 def test_published_rows_are_tested_by_named_protocols():
     rows = {name: segzoo.model_info(name).pretrained_cfg for name in segzoo.list_pretrained()}
-    covered = ("ade20k", "cityscapes", "coco_stuff10k", "pascal_context")
+    covered = ("ade20k", "cityscapes", "coco_stuff10k", "pascal_context", "camvid")
     rows = {name: row for name, row in rows.items() if row.dataset in covered}
     papers = [name for name in PROTOCOLS if name not in ("row", "whole", "slide")]
     assert len(rows) > 30
-    assert [n for n, row in rows.items() if all(Protocol.of(p, row).row != row for p in papers)] == []
+    assert [n for n, row in rows.items() if all(NamedProtocol.of(p, row).row != row for p in papers)] == []
 
 
 def test_reduction_is_in_force_and_undone(model):
@@ -192,6 +192,19 @@ def test_a_model_in_training_stays_in_training(model):
     assert model.training and not model.encoder.training
 
 
+def test_an_engine_is_measured_like_a_model(model):
+    """Anything that `predict` takes in a model's place: here the model's own score maker."""
+    model.set_inference_reduction("fast")
+    engine = prediction.score_maker(model)
+    result = evaluate(engine, scenes(2), protocol="whole+flip")
+    expected = evaluate(model, scenes(2), protocol="whole+flip")
+    assert result.confusion.counts_TP.tolist() == expected.confusion.counts_TP.tolist()
+    assert result.plan == expected.plan and not result.plan.is_neutral
+    assert (result.conditions["engine"], expected.conditions["engine"]) == ("ModelScores", "torch")
+    with pytest.raises(SegzooError, match="keeps the reduction"):
+        evaluate(engine, scenes(1), reduction="base")
+
+
 def test_what_does_not_belong_together_is_refused(model):
     with pytest.raises(SegzooError, match="has 5 classes, but scenes has 13"):
         evaluate(segzoo.create_model("test_edaformer", num_classes=5), scenes(1))
@@ -199,7 +212,7 @@ def test_what_does_not_belong_together_is_refused(model):
         evaluate(model, scenes(1), protocol="ade")
     with pytest.raises(SegzooError, match="no protocol is called 'row.x'"):
         evaluate(model, scenes(1), protocol="row+x")
-    with pytest.raises(SegzooError, match="gives no mask"):
+    with pytest.raises(SegzooError, match="MiT is no segmentation model"):
         evaluate(segzoo.create_model("test_mit"), scenes(1))
     with pytest.raises(SegzooError, match="gives no mask"):
         evaluate(segzoo.create_model("test_segformer_keypoints"), scenes(1))

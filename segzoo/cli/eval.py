@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..zoo.index import check_name
 from .arguments import positive
 from .loading import find_device, trained_model
 from .output import print_json, print_table, progress
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_name(args.model)  # before torch is loaded
     from ..training.evaluation import evaluate, write_results
 
     model = trained_model(args).eval().to(find_device(args.device))

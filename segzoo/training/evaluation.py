@@ -20,7 +20,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch import nn
 
 from .._errors import SegzooError
 from .._version import __version__
@@ -40,11 +41,12 @@ from ..labels import LabelSet
 from ..models.base import Encoder, Model
 from ..models.rows import PretrainedCfg
 from ..plans import Plan, current_plan, inference_reduction
-from ..prediction import predict, predict_keypoints
+from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
 from ..preprocess import load_image, to_input
+from ..twins import eval_twin
 from ..visualize import bar_chart
 from .metrics import SMALL_CLASSES, ConfusionMatrix
-from .protocols import Protocol
+from .protocols import NamedProtocol
 
 KeypointData = CocoKeypointData | Sequence[CarCrop]
 Progress = Callable[[Sequence[int]], Any]
@@ -127,7 +129,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
+    model: nn.Module | ScoreMaker,
     data: SegmentationData | ClassificationData | KeypointData,
     *,
     protocol: str = "row",
@@ -137,7 +139,7 @@ def evaluate(
     """Run a model over a data set and count.
 
     Args:
-        model: of `create_model` (or what `predict` takes in its place); run in eval mode and left as it was.
+        model: of `create_model`, in any mode, or an engine that `predict` takes in its place.
         data: of `open_data`, `open_classification` or `open_coco_keypoints`, or a list of `car_crops`.
         protocol: of segmentation, one of `segzoo.training.protocols.PROTOCOLS`; "+ms" (six scales and flip) or "+flip"
             may follow.
@@ -148,8 +150,13 @@ def evaluate(
         SegzooError: a model of another kind than the data, other classes, or a protocol that does not exist.
         ImageError: a sample that cannot be read.
     """
-    set_plan = contextlib.nullcontext() if reduction is None else inference_reduction(model, reduction)
+    set_plan = contextlib.nullcontext()
+    if reduction is not None:
+        if not isinstance(model, nn.Module):
+            raise SegzooError("an engine keeps the reduction that it was made with; leave it out")
+        set_plan = inference_reduction(model, reduction)
     with set_plan, torch.inference_mode():
+        subject = _subject(model)
         if isinstance(data, SegmentationData):
             result = _segmentation(model, data, protocol, progress)
         elif protocol != "row":
@@ -158,20 +165,17 @@ def evaluate(
             result = _classification(model, data, progress)
         else:
             result = _keypoints(model, data, progress)
-        asked = "as is" if reduction is None else reduction if isinstance(reduction, str) else json.dumps(reduction)
-        labels = getattr(data, "labels", None)
-        published, published_protocol = published_figure(
-            model.pretrained_cfg, labels.name if labels else None, reduction
-        )
-        return dataclasses.replace(
-            result,
-            model=_model_name(model),
-            reduction=asked,
-            plan=current_plan(model),
-            published=published,
-            published_protocol=published_protocol,
-            conditions=_conditions(model),
-        )
+    labels = data.labels if isinstance(data, SegmentationData) else None
+    published, published_protocol = published_figure(subject.row, labels.name if labels else None, reduction)
+    return dataclasses.replace(
+        result,
+        model=subject.name,
+        reduction="as is" if reduction is None else reduction if isinstance(reduction, str) else json.dumps(reduction),
+        plan=subject.plan,
+        published=published,
+        published_protocol=published_protocol,
+        conditions=_conditions(subject),
+    )
 
 
 def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction: object) -> tuple[float | None, str]:
@@ -184,23 +188,54 @@ def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction
     return row.miou / 100, row.miou_protocol
 
 
-def _segmentation(model: Model, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
-    if getattr(model, "score_kind", "heatmap") == "heatmap":
-        raise SegzooError(f"{_model_name(model)} gives no mask; it cannot be evaluated on labels of pixels")
-    K = model.num_classes
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is known of a model, a classifier or an engine alike."""
+
+    name: str
+    row: PretrainedCfg
+    plan: Plan
+    like: torch.Tensor
+    engine: str
+
+
+def _subject(model: nn.Module | ScoreMaker) -> _Subject:
+    if isinstance(model, Encoder):
+        row = model.pretrained_cfg or PretrainedCfg(resize="exact", test_size=(224, 224))
+        return _Subject(_name(model), row, current_plan(model), next(model.parameters()), "torch")
+    maker = score_maker(model)
+    engine = "torch" if isinstance(model, nn.Module) else type(model).__name__
+    return _Subject(maker.name, maker.row, maker.plan, maker.like, engine)
+
+
+class _Shown:
+    """A score maker that sees images as another row says."""
+
+    def __init__(self, maker: ScoreMaker, row: PretrainedCfg):
+        self.row = row
+        self.name, self.in_chans, self.label_set = maker.name, maker.in_chans, maker.label_set
+        self.plan, self.like, self.upscaler = maker.plan, maker.like, maker.upscaler
+        self.head_output = maker.head_output
+
+
+def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
+    maker = score_maker(model)
+    if maker.upscaler.score_kind == "heatmap":
+        raise SegzooError(f"{maker.name} gives no mask; it cannot be evaluated on labels of pixels")
+    K = len(maker.label_set)
     if data.num_classes not in (None, K):
-        raise SegzooError(f"{_model_name(model)} has {K} classes, but {data.name} has {data.num_classes}")
-    protocol = Protocol.of(name, model.pretrained_cfg)
+        raise SegzooError(f"{maker.name} has {K} classes, but {data.name} has {data.num_classes}")
+    protocol = NamedProtocol.of(name, maker.row)
+    shown = _Shown(maker, protocol.row)
+    look = protocol_of(protocol.row, scales=protocol.scales, flip=protocol.flip)
     counted = _torchmetrics().MulticlassConfusionMatrix(K, ignore_index=data.ignore_index, validate_args=False)
-    options = {"scales": protocol.scales, "flip": protocol.flip}
-    with _row_in_force(model, protocol.row):
-        for i in progress(_own_samples(len(data))):
-            sample = data[i]
-            wrong = out_of_range(sample.labels, K, data.ignore_index)
-            if wrong:
-                raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
-            mask_HW = predict(model, sample.image, **options).mask
-            counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
+    for i in progress(_own_samples(len(data))):
+        sample = data[i]
+        wrong = out_of_range(sample.labels, K, data.ignore_index)
+        if wrong:
+            raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
+        mask_HW = segment_one(shown, sample.image, look).mask
+        counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
     confusion = ConfusionMatrix.of(counted.compute().numpy())
     return _result(
         data.name,
@@ -223,23 +258,22 @@ def _figures(confusion: ConfusionMatrix, labels: LabelSet | None) -> dict[str, f
     return figures
 
 
-def _classification(model: Model, data: ClassificationData, progress: Progress) -> Evaluation:
+def _classification(model: nn.Module | ScoreMaker, data: ClassificationData, progress: Progress) -> Evaluation:
     if not isinstance(model, Encoder):
-        raise SegzooError(f"{_model_name(model)} is no classifier; segzoo.list_models('mit_*') lists some")
+        raise SegzooError(f"{_name(model)} is no classifier; segzoo.list_models('mit_*') lists some")
     K = model.num_classes
     if len(data.classes) != K:
-        raise SegzooError(f"{_model_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
-    row = model.pretrained_cfg or PretrainedCfg(test_size=(224, 224))
+        raise SegzooError(f"{_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
+    row, like = _subject(model).row, next(model.parameters())
     make = _torchmetrics().MulticlassAccuracy
     counted = {f"top-{k}": make(K, top_k=k, average="micro") for k in (1, 5) if k <= K}
-    like = next(model.parameters())
-    with _eval_mode(model):
-        for i in progress(_own_samples(len(data))):
-            path, truth = data[i]
-            image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
-            logits_BK = model(to_input(image_HWC, row.test_size, row, like)).float().cpu()
-            for accuracy in counted.values():
-                accuracy.update(logits_BK, torch.tensor([truth]))
+    twin = eval_twin(model)
+    for i in progress(_own_samples(len(data))):
+        path, truth = data[i]
+        image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
+        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().cpu()
+        for accuracy in counted.values():
+            accuracy.update(logits_BK, torch.tensor([truth]))
     return _result(
         "imagenet folder",
         data.split,
@@ -262,7 +296,9 @@ def centre_crop(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.dstack([np.asarray(image)[top : top + size[0], left : left + size[1]] for image in resized])
 
 
-def _keypoints(model: Model, data: KeypointData, progress: Progress) -> Evaluation:
+def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Progress) -> Evaluation:
+    if not isinstance(model, Model) or not len(data):
+        raise SegzooError(f"{_name(model)} is no keypoint model, or there are no samples")
     coco = data.coco if isinstance(data, CocoKeypointData) else None
     found, results = [], []
     for i in progress(range(len(data))):
@@ -392,36 +428,14 @@ def _own_samples(count: int) -> range:
     return range(count)
 
 
-@contextlib.contextmanager
-def _row_in_force(model: Model, row: PretrainedCfg) -> Iterator[None]:
-    """`predict` follows the model's row: another one for a while."""
-    before = model.pretrained_cfg
-    model.pretrained_cfg = row
-    try:
-        yield
-    finally:
-        model.pretrained_cfg = before
+def _name(model: nn.Module | ScoreMaker) -> str:
+    return (model.name if isinstance(model, Model) or not isinstance(model, nn.Module) else "") or type(model).__name__
 
 
-@contextlib.contextmanager
-def _eval_mode(model: Model) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _model_name(model: Model) -> str:
-    return model.name or type(model).__name__
-
-
-def _conditions(model: Model) -> dict[str, str | None]:
-    like = next(model.parameters())
+def _conditions(subject: _Subject) -> dict[str, str | None]:
+    like = subject.like
     return {
-        "engine": "torch",
+        "engine": subject.engine,
         "device": torch.cuda.get_device_name(like.device) if like.is_cuda else f"{like.device} {platform.machine()}",
         "dtype": str(like.dtype).removeprefix("torch."),
         "segzoo": __version__,

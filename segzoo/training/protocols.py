@@ -32,6 +32,8 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "cityscapes": _of_row(MMSEG_CITYSCAPES),  # SegFormer and EDAFormer
     "rtformer-ade20k": _of_row(PretrainedCfg(), test_size=(512, 2048)),
     "rtformer-cityscapes": _of_row(PretrainedCfg(), test_size=(1024, 2048)),
+    "rtformer-camvid": _of_row(PretrainedCfg(), test_size=(720, 960)),
+    "rtformer-coco-stuff10k": _of_row(PretrainedCfg(), resize="exact", test_size=(640, 640)),
     "segvit-ade20k-512": _segvit(512, 2048, 512, 512, 341),  # SegViT-B
     "segvit-ade20k-640": _segvit(640, 2048, 1, 640, 608),  # SegViT-L
     "segvit-coco-stuff10k": _segvit(512, 2048, 512, 512, 341),
@@ -41,7 +43,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class NamedProtocol:
     """How a data set is shown to a segmentation model."""
 
     name: str
@@ -50,7 +52,7 @@ class Protocol:
     flip: bool
 
     @classmethod
-    def of(cls, name: str, row: PretrainedCfg | None) -> Protocol:
+    def of(cls, name: str, row: PretrainedCfg | None) -> NamedProtocol:
         """The protocol of that name, for weights of that row.
 
         Raises:
