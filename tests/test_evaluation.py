@@ -22,12 +22,13 @@ from segzoo.data.car_corners import car_crops
 from segzoo.data.classification import ClassificationData, open_classification
 from segzoo.data.coco_keypoints import open_coco_keypoints
 from segzoo.data.segmentation import Sample, SegmentationData, open_data
-from segzoo.labels import load_labels
+from segzoo.labels import generic_labels, load_labels
 from segzoo.models.rows import PretrainedCfg
 from segzoo.preprocess import to_input
-from segzoo.training.evaluation import centre_crop, evaluate, published_figure, write_results
+from segzoo.training.evaluation import centre_crop, evaluate, published_figure
 from segzoo.training.metrics import SMALL_CLASSES, ConfusionMatrix
 from segzoo.training.protocols import PROTOCOLS, NamedProtocol
+from segzoo.training.reports import write_results
 
 ROW = PretrainedCfg(dataset="scenes", label_set="scenes", num_classes=13, test_size=(32, 64))
 
@@ -175,9 +176,20 @@ def test_published_rows_are_tested_by_named_protocols():
     assert [n for n, row in rows.items() if all(NamedProtocol.of(p, row).row != row for p in papers)] == []
 
 
+@pytest.mark.parametrize("labels", [None, generic_labels(13)])
+def test_the_model_names_the_classes_that_the_data_do_not(model, labels):
+    named = evaluate(model, scenes(1))
+    bare = Made(name="bare", split="val", labels=labels, samples=tuple(scenes(1)))
+    result = evaluate(model, bare)
+    assert result.class_names == named.class_names and result.metrics == named.metrics
+    own = dataclasses.replace(generic_labels(13), name="mine", classes=tuple("abcdefghijklm"))
+    result = evaluate(model, dataclasses.replace(bare, labels=own))
+    assert result.class_names == tuple("abcdefghijklm") and "small mIoU" not in result.metrics
+
+
 def test_reduction_is_in_force_and_undone(model):
     before = model.set_inference_reduction(None)
-    results = [evaluate(model, scenes(2), reduction=plan) for plan in (None, "fast", {"encoder": 4})]
+    results = [evaluate(model, scenes(2), reduction=plan) for plan in (None, "fast", {"encoder": segzoo.Pool(4)})]
     assert [result.reduction for result in results] == ["as is", "fast", '{"encoder": 4}']
     assert [result.plan.is_neutral for result in results] == [True, False, False]
     assert results[0].confusion.counts_TP.tolist() != results[1].confusion.counts_TP.tolist()

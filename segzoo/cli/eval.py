@@ -12,7 +12,7 @@ from .loading import find_device, trained_model
 from .output import print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from ..training.evaluation import Evaluation
+    from ..training.reports import Evaluation
 
 SUMMARY = "measure a model on a data set: mIoU, top-1 or keypoints, with any reduction"
 
@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_name(args.model)  # before torch is loaded
-    from ..training.evaluation import evaluate, write_results
+    from ..training.evaluation import evaluate
+    from ..training.reports import write_results
 
     model = trained_model(args).eval().to(find_device(args.device))
     data = _open(args, model)

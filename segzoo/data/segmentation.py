@@ -295,7 +295,8 @@ def _labels(path: Path, values: dict[str, Any], num_classes: int | None) -> Labe
             raise SegzooError(f"{path}: classes must be a list of names, one a class")
         if len(set(names)) != len(names):
             raise SegzooError(f"{path}: a class name appears twice")
-        return dataclasses.replace(generic_labels(len(names)), classes=tuple(names), source=str(path))
+        generic = generic_labels(len(names))
+        return dataclasses.replace(generic, name=path.parent.name, classes=tuple(names), source=str(path))
     if "label_set" in values:
         if values["label_set"] not in list_labels():
             raise SegzooError(f"{path}: label_set must be one of {', '.join(list_labels())}")

@@ -13,11 +13,9 @@ torchmetrics' (extra `train`).
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import io
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -37,16 +35,17 @@ from ..data.classification import ClassificationData
 from ..data.coco_keypoints import CocoKeypointData, Person
 from ..data.segmentation import SegmentationData, out_of_range
 from ..keypoints import pck
-from ..labels import LabelSet
+from ..labels import LabelSet, generic_labels
+from ..layers.reduction import entry_to_json
 from ..models.base import Encoder, Model
 from ..models.rows import PretrainedCfg
 from ..plans import Plan, current_plan, inference_reduction
 from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
 from ..preprocess import load_image, to_input
 from ..twins import eval_twin
-from ..visualize import bar_chart
 from .metrics import SMALL_CLASSES, ConfusionMatrix
 from .protocols import NamedProtocol
+from .reports import Evaluation
 
 KeypointData = CocoKeypointData | Sequence[CarCrop]
 Progress = Callable[[Sequence[int]], Any]
@@ -54,78 +53,6 @@ Progress = Callable[[Sequence[int]], Any]
 PCK_THRESHOLDS = (0.05, 0.1, 0.2)  # of the longer side of a box
 CENTRE_CROP = 0.875  # of an image's short side, at which ImageNet classifiers are tested
 BOX_MARGIN = 1.25  # a person's box is widened by it, as top-down models are trained
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What one model reached on one data set, and under which conditions."""
-
-    model: str
-    data: str
-    split: str
-    samples: int
-    protocol: str  # name, as given
-    protocol_text: str  # what was done
-    reduction: str  # preset or plan as given; "as is" where none was
-    plan: Plan  # in force
-    metrics: Mapping[str, float]  # figures in [0, 1]; NaN where there was nothing to count
-    published: float | None  # the paper's main figure with this reduction, in [0, 1]
-    published_protocol: str
-    conditions: Mapping[str, str | None]  # engine, device, dtype, versions, commit
-    class_names: tuple[str, ...] = ()
-    confusion: ConfusionMatrix | None = None
-
-    @property
-    def main(self) -> str:
-        """Name of the figure that the published one stands beside."""
-        return next(iter(self.metrics))
-
-    def row(self) -> dict[str, Any]:
-        """Flat, for a table: figures in percent with two decimals."""
-        figures = {name: None if np.isnan(value) else round(100 * value, 2) for name, value in self.metrics.items()}
-        return {
-            "model": self.model,
-            "data": self.data,
-            "split": self.split,
-            "samples": self.samples,
-            "protocol": self.protocol,
-            "reduction": self.reduction,
-            **figures,
-            f"published {self.main}": None if self.published is None else round(100 * self.published, 2),
-            "published protocol": self.published_protocol,
-            "protocol in words": self.protocol_text,
-            "plan": self.plan.to_json(),
-            **self.conditions,
-        }
-
-    def class_rows(self) -> list[dict[str, Any]]:
-        """A row a class: figures in percent, None for a class that does not occur."""
-        if self.confusion is None:
-            return []
-        columns = {"IoU": self.confusion.iou(), "accuracy": self.confusion.class_accuracy()}
-        pixels = self.confusion.counts_TP.sum(1)
-        return [
-            {
-                "class": i,
-                "name": name,
-                **{
-                    key: None if np.isnan(values[i]) else round(100 * float(values[i]), 2)
-                    for key, values in columns.items()
-                },
-                "pixels": int(pixels[i]),
-            }
-            for i, name in enumerate(self.class_names)
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain data without NaN."""
-        confusion = None if self.confusion is None else self.confusion.counts_TP.tolist()
-        return {
-            **self.row(),
-            "plan": json.loads(self.plan.to_json()),
-            "classes": self.class_rows(),
-            "confusion": confusion,
-        }
 
 
 def evaluate(
@@ -170,12 +97,18 @@ def evaluate(
     return dataclasses.replace(
         result,
         model=subject.name,
-        reduction="as is" if reduction is None else reduction if isinstance(reduction, str) else json.dumps(reduction),
+        reduction=_as_text(reduction),
         plan=subject.plan,
         published=published,
         published_protocol=published_protocol,
         conditions=_conditions(subject),
     )
+
+
+def _as_text(reduction: object) -> str:
+    if reduction is None:
+        return "as is"
+    return reduction if isinstance(reduction, str) else json.dumps(reduction, default=entry_to_json)
 
 
 def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction: object) -> tuple[float | None, str]:
@@ -237,21 +170,24 @@ def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: s
         mask_HW = segment_one(shown, sample.image, look).mask
         counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
     confusion = ConfusionMatrix.of(counted.compute().numpy())
+    labels = data.labels
+    if labels is None or labels.name == generic_labels(K).name:
+        labels = maker.label_set
     return _result(
         data.name,
         data.split,
         len(data),
-        _figures(confusion, data.labels),
+        _figures(confusion, labels),
         protocol=name,
         protocol_text=str(protocol),
-        class_names=data.labels.classes if data.labels else tuple(f"class {i}" for i in range(K)),
+        class_names=labels.classes,
         confusion=confusion,
     )
 
 
-def _figures(confusion: ConfusionMatrix, labels: LabelSet | None) -> dict[str, float]:
+def _figures(confusion: ConfusionMatrix, labels: LabelSet) -> dict[str, float]:
     figures = {"mIoU": confusion.miou()}
-    if labels is not None and labels.name in SMALL_CLASSES:
+    if labels.name in SMALL_CLASSES:
         figures["small mIoU"] = confusion.miou([labels.classes.index(name) for name in SMALL_CLASSES[labels.name]])
     figures["pixel accuracy"] = confusion.pixel_accuracy()
     figures["mean accuracy"] = confusion.mean_accuracy()
@@ -358,53 +294,6 @@ def _average_precision(coco: Any, results: list[dict[str, Any]]) -> dict[str, fl
         judge.summarize()
     names = {"AP": 0, "AP50": 1, "AP75": 2, "AR": 5}
     return {name: float(judge.stats[i]) for name, i in names.items()}
-
-
-def write_results(results: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """Write evaluations of one model and data set, one a reduction, as files; returns their paths.
-
-    `results.json` has everything; `results.csv` a row an evaluation; for segmentation also `classes.csv`, a row a class
-    and evaluation, and `classes.png`, bars of the classes' IoU.
-    """
-    rows = [result.row() for result in results]
-    paths = [_write(folder / "results.json", json.dumps([result.to_dict() for result in results], indent=1) + "\n")]
-    paths.append(_write(folder / "results.csv", _csv(rows)))
-    classes = [{"reduction": r.reduction, **row} for r in results for row in r.class_rows()]
-    if classes:
-        paths.append(_write(folder / "classes.csv", _csv(classes)))
-        series = {
-            f"{r.reduction}: {100 * r.metrics[r.main]:.2f}": (100 * r.confusion.iou()).tolist()
-            for r in results
-            if r.confusion is not None
-        }
-        title = f"{results[0].model} on {results[0].data} {results[0].split}"
-        chart = folder / "classes.png"
-        bar_chart(series, results[0].class_names, chart, title=title, unit="IoU in percent (legend: mean)")
-        paths.append(chart)
-    return paths
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
-
-
-def _write(path: Path, text: str) -> Path:
-    """A file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SegzooError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
-    return path
 
 
 def _result(data: str, split: str, samples: int, metrics: Mapping[str, float], **fields: Any) -> Evaluation:
