@@ -1,12 +1,15 @@
-"""Masks a person can look at: palette images, overlays, legends, panels."""
+"""Masks and figures a person can look at: palette images, overlays, legends, panels, bar charts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ._errors import SegzooError
 from .labels import LabelSet
 
 IGNORED_COLOUR = (0, 0, 0)
@@ -70,3 +73,46 @@ def panel(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image
     if footer:
         sheet.paste(footer, (0, sheet.height - footer.height))
     return sheet
+
+
+def bar_chart(
+    series: Mapping[str, Sequence[float]], names: Sequence[str], path: Path, *, title: str, unit: str
+) -> None:
+    """Write a PNG of horizontal bars: a group for each name, in it a bar for each series. Needs matplotlib.
+
+    Args:
+        series: values by the name of the series, one for each of `names`; NaN leaves a gap.
+        unit: what the axis shows, "IoU in percent" for example.
+
+    Raises:
+        SegzooError: matplotlib is missing, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SegzooError("charts need matplotlib: pip install 'segzoo[train]'") from None
+    if path.suffix.lower() != ".png":
+        raise SegzooError(f"{path}: charts are saved as .png")
+    thickness = 0.8 / len(series)
+    figure = Figure(figsize=(8, 1.4 + len(names) * max(0.22, 0.16 * len(series))), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (label, values) in enumerate(series.items()):
+        places = [row - 0.4 + (i + 0.5) * thickness for row in range(len(names))]
+        axes.barh(places, np.nan_to_num(values), height=thickness, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first name on top
+    axes.set(title=title, xlabel=unit)
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_axisbelow(True)
+    if len(series) > 1:
+        figure.legend(loc="outside lower center", ncols=min(len(series), 4))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(partial, format="png", dpi=120)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise SegzooError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error

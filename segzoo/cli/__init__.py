@@ -12,13 +12,15 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import convert, demo, info, list, predict, publish
+from . import convert, data, demo, eval, info, list, predict, publish
 
 VERBS = {
     "list": list,
     "info": info,
     "predict": predict,
     "demo": demo,
+    "eval": eval,
+    "data": data,
     "convert": convert,
     "publish": publish,
 }

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .._errors import ImageError, SegzooError
 from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, positive
+from .loading import find_device, trained_model
 from .output import print_json, progress
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..models.base import Model
     from ..results import Segmentation
 
 SUMMARY = "write a mask and an overlay for each image"
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     check_name(args.model)  # before torch is loaded
     from ..prediction import predict
 
-    model = _trained_model(args).eval().to(_device(args.device))
+    model = trained_model(args).eval().to(find_device(args.device))
     if args.reduction:
         model.set_inference_reduction(args.reduction)
     resize = tuple(args.resize) if args.resize else None
@@ -87,34 +85,6 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
         used.update(outputs)
         paths.append(outputs[0])
     return paths
-
-
-def _trained_model(args: argparse.Namespace) -> Model:
-    """The model with all its weights: a fresh classifier, which `create_model` makes for training, would only guess."""
-    from ..zoo import create_model, load_weights
-
-    if args.checkpoint is None:
-        model = create_model(args.model, pretrained=True)
-        if args.num_classes not in (None, model.num_classes):
-            raise SegzooError(
-                f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "
-                "leave it out, or name a file that has so many with --checkpoint"
-            )
-        return model
-    model = create_model(args.model, num_classes=args.num_classes)
-    load_weights(model, args.checkpoint, adapt_in_chans=True)
-    return model
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SegzooError(f"--device {name}: {str(error).splitlines()[0]}; use cpu") from None
-    return device
 
 
 def _as_dict(result: Segmentation, mask_path: Path, overlay_path: Path) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""`segzoo data check`: what is wrong with the masks of a data set, before a training finds out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .._errors import SegzooError
+from .arguments import positive
+from .output import print_json, progress
+
+SUMMARY = "check the masks of a data set before training"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check",), help="check: read every mask and say what is wrong")
+    parser.add_argument("data", metavar="DIR", help="folder in a known layout, LAYOUT:DIR, or a list file")
+    parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: val, or all of it)")
+    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes, where the data do not say")
+    parser.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        help="stored 0 is no class and stored k is class k - 1",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="chart of the share of every class")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..data.checking import check_data
+    from ..data.segmentation import FileData, open_data
+    from ..visualize import bar_chart
+
+    data = open_data(
+        args.data, split=args.split, num_classes=args.num_classes, reduce_zero_label=args.reduce_zero_label
+    )
+    if not isinstance(data, FileData):
+        raise SegzooError(f"{args.data} are drawn, not read: their masks are right by construction")
+    report = check_data(data, progress=lambda pairs: progress(pairs, as_json=args.json))
+    if args.output:
+        total = max(1, sum(report.pixels))
+        shares = {"pixels": [100 * pixels / total for pixels in report.pixels]}
+        bar_chart(shares, report.class_names, args.output, title=report.data, unit="share of the labelled pixels, %")
+    print_json(report.to_dict()) if args.json else print(report)
+    return 0 if report.ok else 2

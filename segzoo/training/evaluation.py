@@ -1,0 +1,348 @@
+"""How good a model is on a data set: by the protocol of its paper, with any reduction, at the labels' own size.
+
+    data = open_data("cityscapes:/data/cityscapes")
+    result = evaluate(model, data, protocol="cityscapes+ms", reduction="fast")
+    result.metrics["mIoU"], result.published
+
+A segmenter gets mIoU, small-class mIoU and pixel accuracy, a classifier top-1 and top-5, a keypoint model PCK and, on
+COCO, average precision. Of several processes (torch.distributed) each takes its own pictures, none of them twice, and
+every one returns the figures of all; keypoints are few, so that every process takes all of them. Counting is
+torchmetrics' (extra `train`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+
+from .._errors import SegzooError
+from .._version import __version__
+from ..data.car_corners import CarCrop
+from ..data.classification import ClassificationData
+from ..data.coco_keypoints import CocoKeypointData, Person
+from ..data.segmentation import SegmentationData, out_of_range
+from ..keypoints import pck
+from ..labels import LabelSet, generic_labels
+from ..layers.reduction import entry_to_json
+from ..models.base import Encoder, Model
+from ..models.rows import PretrainedCfg
+from ..plans import Plan, current_plan, inference_reduction
+from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
+from ..preprocess import load_image, to_input
+from ..twins import eval_twin
+from .metrics import SMALL_CLASSES, ConfusionMatrix
+from .protocols import NamedProtocol
+from .reports import Evaluation
+
+KeypointData = CocoKeypointData | Sequence[CarCrop]
+Progress = Callable[[Sequence[int]], Any]
+
+PCK_THRESHOLDS = (0.05, 0.1, 0.2)  # of the longer side of a box
+CENTRE_CROP = 0.875  # of an image's short side, at which ImageNet classifiers are tested
+BOX_MARGIN = 1.25  # a person's box is widened by it, as top-down models are trained
+
+
+def evaluate(
+    model: nn.Module | ScoreMaker,
+    data: SegmentationData | ClassificationData | KeypointData,
+    *,
+    protocol: str = "row",
+    reduction: object = None,
+    progress: Progress = iter,
+) -> Evaluation:
+    """Run a model over a data set and count.
+
+    Args:
+        model: of `create_model`, in any mode, or an engine that `predict` takes in its place.
+        data: of `open_data`, `open_classification` or `open_coco_keypoints`, or a list of `car_crops`.
+        protocol: of segmentation, one of `segzoo.training.protocols.PROTOCOLS`; "+ms" (six scales and flip) or "+flip"
+            may follow.
+        reduction: a plan for the time of the evaluation; None: as the model is.
+        progress: wraps the indices of the samples, as tqdm does.
+
+    Raises:
+        SegzooError: a model of another kind than the data, other classes, or a protocol that does not exist.
+        ImageError: a sample that cannot be read.
+    """
+    set_plan = contextlib.nullcontext()
+    if reduction is not None:
+        if not isinstance(model, nn.Module):
+            raise SegzooError("an engine keeps the reduction that it was made with; leave it out")
+        set_plan = inference_reduction(model, reduction)
+    with set_plan, torch.inference_mode():
+        subject = _subject(model)
+        if isinstance(data, SegmentationData):
+            result = _segmentation(model, data, protocol, progress)
+        elif protocol != "row":
+            raise SegzooError(f"protocol {protocol!r} is for segmentation; leave it out")
+        elif isinstance(data, ClassificationData):
+            result = _classification(model, data, progress)
+        else:
+            result = _keypoints(model, data, progress)
+    labels = data.labels if isinstance(data, SegmentationData) else None
+    published, published_protocol = published_figure(subject.row, labels.name if labels else None, reduction)
+    return dataclasses.replace(
+        result,
+        model=subject.name,
+        reduction=_as_text(reduction),
+        plan=subject.plan,
+        published=published,
+        published_protocol=published_protocol,
+        conditions=_conditions(subject),
+    )
+
+
+def _as_text(reduction: object) -> str:
+    if reduction is None:
+        return "as is"
+    return reduction if isinstance(reduction, str) else json.dumps(reduction, default=entry_to_json)
+
+
+def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction: object) -> tuple[float | None, str]:
+    """The main figure that the weights' authors published for a reduction, in [0, 1], and its protocol.
+
+    None for data of another label set than the row's, and for a reduction without a figure.
+    """
+    if row is None or row.miou is None or row.label_set != label_set or reduction not in (None, "base"):
+        return None, ""
+    return row.miou / 100, row.miou_protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is known of a model, a classifier or an engine alike."""
+
+    name: str
+    row: PretrainedCfg
+    plan: Plan
+    like: torch.Tensor
+    engine: str
+
+
+def _subject(model: nn.Module | ScoreMaker) -> _Subject:
+    if isinstance(model, Encoder):
+        row = model.pretrained_cfg or PretrainedCfg(resize="exact", test_size=(224, 224))
+        return _Subject(_name(model), row, current_plan(model), next(model.parameters()), "torch")
+    maker = score_maker(model)
+    engine = "torch" if isinstance(model, nn.Module) else type(model).__name__
+    return _Subject(maker.name, maker.row, maker.plan, maker.like, engine)
+
+
+class _Shown:
+    """A score maker that sees images as another row says."""
+
+    def __init__(self, maker: ScoreMaker, row: PretrainedCfg):
+        self.row = row
+        self.name, self.in_chans, self.label_set = maker.name, maker.in_chans, maker.label_set
+        self.plan, self.like, self.upscaler = maker.plan, maker.like, maker.upscaler
+        self.head_output = maker.head_output
+
+
+def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: str, progress: Progress) -> Evaluation:
+    maker = score_maker(model)
+    if maker.upscaler.score_kind == "heatmap":
+        raise SegzooError(f"{maker.name} gives no mask; it cannot be evaluated on labels of pixels")
+    K = len(maker.label_set)
+    if data.num_classes not in (None, K):
+        raise SegzooError(f"{maker.name} has {K} classes, but {data.name} has {data.num_classes}")
+    protocol = NamedProtocol.of(name, maker.row)
+    shown = _Shown(maker, protocol.row)
+    look = protocol_of(protocol.row, scales=protocol.scales, flip=protocol.flip)
+    counted = _torchmetrics().MulticlassConfusionMatrix(K, ignore_index=data.ignore_index, validate_args=False)
+    for i in progress(_own_samples(len(data))):
+        sample = data[i]
+        wrong = out_of_range(sample.labels, K, data.ignore_index)
+        if wrong:
+            raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
+        mask_HW = segment_one(shown, sample.image, look).mask
+        counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
+    confusion = ConfusionMatrix.of(counted.compute().numpy())
+    labels = data.labels
+    if labels is None or labels.name == generic_labels(K).name:
+        labels = maker.label_set
+    return _result(
+        data.name,
+        data.split,
+        len(data),
+        _figures(confusion, labels),
+        protocol=name,
+        protocol_text=str(protocol),
+        class_names=labels.classes,
+        confusion=confusion,
+    )
+
+
+def _figures(confusion: ConfusionMatrix, labels: LabelSet) -> dict[str, float]:
+    figures = {"mIoU": confusion.miou()}
+    if labels.name in SMALL_CLASSES:
+        figures["small mIoU"] = confusion.miou([labels.classes.index(name) for name in SMALL_CLASSES[labels.name]])
+    figures["pixel accuracy"] = confusion.pixel_accuracy()
+    figures["mean accuracy"] = confusion.mean_accuracy()
+    return figures
+
+
+def _classification(model: nn.Module | ScoreMaker, data: ClassificationData, progress: Progress) -> Evaluation:
+    if not isinstance(model, Encoder):
+        raise SegzooError(f"{_name(model)} is no classifier; segzoo.list_models('mit_*') lists some")
+    K = model.num_classes
+    if len(data.classes) != K:
+        raise SegzooError(f"{_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
+    row, like = _subject(model).row, next(model.parameters())
+    make = _torchmetrics().MulticlassAccuracy
+    counted = {f"top-{k}": make(K, top_k=k, average="micro") for k in (1, 5) if k <= K}
+    twin = eval_twin(model)
+    for i in progress(_own_samples(len(data))):
+        path, truth = data[i]
+        image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
+        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().cpu()
+        for accuracy in counted.values():
+            accuracy.update(logits_BK, torch.tensor([truth]))
+    return _result(
+        "imagenet folder",
+        data.split,
+        len(data),
+        {name: float(accuracy.compute()) for name, accuracy in counted.items()},
+        protocol="row",
+        protocol_text=f"short side to {row.test_size[0]} / {CENTRE_CROP}, bicubic; centre {row.test_size[0]}x"
+        f"{row.test_size[1]}",
+    )
+
+
+def centre_crop(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The centre of an image, `CENTRE_CROP` of its short side, at `size`: resized first (bicubic), then cut."""
+    H, W = image_HWC.shape[:2]
+    scale = max(size[0] / H, size[1] / W) / CENTRE_CROP
+    height, width = max(size[0], round(H * scale)), max(size[1], round(W * scale))
+    channels = [image_HWC[..., i] for i in range(image_HWC.shape[2])]
+    resized = [Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC) for channel in channels]
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return np.dstack([np.asarray(image)[top : top + size[0], left : left + size[1]] for image in resized])
+
+
+def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Progress) -> Evaluation:
+    if not isinstance(model, Model) or not len(data):
+        raise SegzooError(f"{_name(model)} is no keypoint model, or there are no samples")
+    coco = data.coco if isinstance(data, CocoKeypointData) else None
+    found, results = [], []
+    for i in progress(range(len(data))):
+        sample = data[i]
+        box = _padded_box(sample.box, model) if isinstance(sample, Person) else None
+        keypoints = predict_keypoints(model, sample.image, box=box)
+        if len(keypoints.score) != len(sample.visible):
+            raise SegzooError(f"the model has {len(keypoints.score)} keypoints, the data {len(sample.visible)}")
+        found.append(keypoints.xy)
+        if isinstance(sample, Person):
+            results.append(_coco_result(sample, keypoints.xy, keypoints.score))
+    xy_NK2, truth_NK2 = torch.stack(found), torch.from_numpy(np.stack([sample.xy for sample in data]))
+    visible_NK = torch.from_numpy(np.stack([sample.visible for sample in data]))
+    length_N = torch.tensor([sample.length for sample in data], dtype=torch.float32)
+    metrics = {f"PCK@{t}": pck(xy_NK2, truth_NK2, visible_NK, length_N, t=t) for t in PCK_THRESHOLDS}
+    if coco is not None:
+        metrics = {**_average_precision(coco, results), **metrics}
+    return _result(
+        "car corners" if coco is None else "coco keypoints",
+        data.split if isinstance(data, CocoKeypointData) else "",
+        len(data),
+        metrics,
+        protocol="row",
+        protocol_text="whole crop" if coco is None else f"true boxes, {BOX_MARGIN} times as wide, at the model's ratio",
+    )
+
+
+def _padded_box(box: tuple[float, float, float, float], model: Model) -> tuple[float, float, float, float]:
+    """The box widened by `BOX_MARGIN`, and further on one side to the ratio of the model's input."""
+    x0, y0, x1, y1 = box
+    H, W = (model.pretrained_cfg or PretrainedCfg(input_size=(256, 192))).input_size
+    width = max(x1 - x0, (y1 - y0) * W / H) * BOX_MARGIN
+    height = width * H / W
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _coco_result(person: Person, xy_K2: torch.Tensor, score_K: torch.Tensor) -> dict[str, Any]:
+    """A detection as COCO wants it; its own pixels count from 0."""
+    keypoints_K3 = torch.cat([xy_K2 - 0.5, score_K[:, None]], dim=1)
+    return {
+        "image_id": person.image_id,
+        "category_id": 1,
+        "keypoints": keypoints_K3.flatten().tolist(),
+        "score": score_K.mean().item(),
+    }
+
+
+def _average_precision(coco: Any, results: list[dict[str, Any]]) -> dict[str, float]:
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        judge = COCOeval(coco, coco.loadRes(results), "keypoints")
+        judge.params.imgIds = sorted({result["image_id"] for result in results})
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    names = {"AP": 0, "AP50": 1, "AP75": 2, "AR": 5}
+    return {name: float(judge.stats[i]) for name, i in names.items()}
+
+
+def _result(data: str, split: str, samples: int, metrics: Mapping[str, float], **fields: Any) -> Evaluation:
+    """What the loops know; `evaluate` adds the model's side."""
+    unknown = {"model": "", "reduction": "", "plan": Plan(), "published": None, "published_protocol": ""}
+    return Evaluation(data=data, split=split, samples=samples, metrics=metrics, conditions={}, **unknown, **fields)
+
+
+def _torchmetrics() -> Any:
+    try:
+        import torchmetrics.classification
+    except ImportError:
+        raise SegzooError("evaluation needs torchmetrics: pip install 'segzoo[train]'") from None
+    return torchmetrics.classification
+
+
+def _own_samples(count: int) -> range:
+    """The samples of this process: every n-th, none repeated to fill up."""
+    if dist.is_available() and dist.is_initialized():
+        return range(dist.get_rank(), count, dist.get_world_size())
+    return range(count)
+
+
+def _name(model: nn.Module | ScoreMaker) -> str:
+    return (model.name if isinstance(model, Model) or not isinstance(model, nn.Module) else "") or type(model).__name__
+
+
+def _conditions(subject: _Subject) -> dict[str, str | None]:
+    like = subject.like
+    return {
+        "engine": subject.engine,
+        "device": torch.cuda.get_device_name(like.device) if like.is_cuda else f"{like.device} {platform.machine()}",
+        "dtype": str(like.dtype).removeprefix("torch."),
+        "segzoo": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """Of segzoo's own checkout, with "+" after it where files differ; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
