@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from segzoo.training.evaluation import centre_crop, evaluate, published_figure
 from segzoo.training.metrics import SMALL_CLASSES, ConfusionMatrix
 from segzoo.training.protocols import PROTOCOLS, NamedProtocol
 from segzoo.training.reports import write_results
+from segzoo.visualize import bar_chart
 
 ROW = PretrainedCfg(dataset="scenes", label_set="scenes", num_classes=13, test_size=(32, 64))
 
@@ -397,6 +400,23 @@ def test_coco_keypoints_through_a_model(coco):
     torch.manual_seed(0)
     result = evaluate(segzoo.create_model("test_segformer_keypoints").eval(), open_coco_keypoints(coco))
     assert all(0 <= value <= 1 for value in result.metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "use"),
+    [
+        ("torchmetrics", lambda folder: evaluate(segzoo.create_model("test_edaformer", num_classes=13), scenes(1))),
+        ("matplotlib", lambda folder: bar_chart({"a": [1.0]}, ["x"], folder / "x.png", title="", unit="")),
+        ("pycocotools", open_coco_keypoints),
+        ("torchvision", lambda folder: importlib.import_module("segzoo.data.transforms")),
+    ],
+)
+def test_a_missing_extra_is_named(missing, use, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing or name == "segzoo.data.transforms"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SegzooError, match=rf"needs? {missing}: pip install 'segzoo\[train\]'"):
+        use(tmp_path)
 
 
 def in_two_processes(rank: int, address: str, folder: str) -> None:
