@@ -29,10 +29,10 @@ def say(text: str, file: TextIO | None = None) -> None:
     no text, is escaped."""
     from tqdm import tqdm
 
-    file = file or sys.stdout
-    encoding = getattr(file, "encoding", None) or "utf-8"
-    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
-    file.flush()
+    stream = sys.stdout if file is None else file
+    encoding = stream.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    stream.flush()
 
 
 def say_error(error: object) -> None:
