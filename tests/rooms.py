@@ -30,13 +30,14 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("sharing",),
     ("interop",),
-    ("preprocess", "masks", "visualize", "keypoints"),
+    ("preprocess", "masks", "regions", "visualize", "keypoints"),
     ("zoo",),
     ("costing", "folding", "twins"),
     ("models",),
     ("plans",),
     ("layers",),
     ("labels", "weights"),
+    ("_files",),
     ("_errors", "_json", "_version"),  # tiny leaves that any file may use
 )
 LEAVES = ROOMS[-1]

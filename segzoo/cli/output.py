@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T], *, as_json: bool) -> Iterable[T]:
-    """A progress bar on a terminal, nothing where the output is read by a program."""
+def progress(items: Iterable[T], *, as_json: bool, total: int | None = None, unit: str = "it") -> Iterable[T]:
+    """A progress bar on a terminal, nothing where the output is read by a program.
+
+    Args:
+        total: number of items, where they do not know it themselves.
+        unit: what they are; the bar shows how many a second, and the time that is left.
+    """
     from tqdm import tqdm  # comes with huggingface-hub
 
-    hidden = len(items) < 2 or as_json or not sys.stderr.isatty()
-    return tqdm(items, disable=hidden, leave=False, file=sys.stderr)
+    total = len(items) if isinstance(items, Sized) else total
+    hidden = total == 1 or as_json or not sys.stderr.isatty()
+    return tqdm(items, total=total, unit=unit, disable=hidden, leave=False, file=sys.stderr, dynamic_ncols=True)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line above a progress bar, if there is one; what the terminal cannot show, such as a file name that is
+    no text, is escaped."""
+    from tqdm import tqdm
+
+    stream = sys.stdout if file is None else file
+    encoding = stream.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    stream.flush()
+
+
+def say_error(error: object) -> None:
+    say(f"segzoo: error: {error}", sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class Pyramid:
 torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
 
 
+# "fresh classifier": everything but the last layer is trained.
+WeightsState = Literal["pretrained", "fresh classifier", "untrained"]
+WEIGHTS_STATES: tuple[WeightsState, ...] = get_args(WeightsState)
+
+
 class Model(nn.Module):
     """What encoders and segmentation models share. `cfg` is the family's frozen config, all of it plain data; it always
     describes the model as it is, also after `reset_classifier`."""
@@ -57,6 +62,7 @@ class Model(nn.Module):
     reduction_presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # plans by name
     pretrained_cfg: PretrainedCfg | None = None  # the weights row, set by create_model
     name: str = ""  # registry name, set by create_model
+    weights_state: WeightsState = "untrained"  # whoever trains a model says "pretrained" when it is done
     head_prefix: ClassVar[str] = "head."  # parameters that learn the task; the rest is the encoder
     feature_info: list[dict[str, Any]]  # of each map: {"num_chs": channels, "reduction": stride, "module": its name}
     first_conv: ClassVar[str] = ""  # parameter whose input channels are the image's
@@ -71,7 +77,10 @@ class Model(nn.Module):
 
     @num_classes.setter
     def num_classes(self, num_classes: int) -> None:
+        """Set by `reset_classifier`, whose classifier nobody has trained; an encoder of 0 classes has none."""
         self.cfg = dataclasses.replace(self.cfg, num_classes=num_classes)
+        if self.weights_state != "untrained":
+            self.weights_state = "fresh classifier" if num_classes else "pretrained"
 
     @property
     def in_chans(self) -> int:
@@ -86,6 +95,20 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, BlockSequence):
                 module.checkpointing = enable
+
+    def mark_loaded(self, state: WeightsState = "pretrained") -> None:
+        """Say what its parameters are now; an encoder in it has no classifier that could be fresh."""
+        for part in self.modules():
+            if isinstance(part, Model):
+                part.weights_state = "untrained" if state == "untrained" else "pretrained"
+        self.weights_state = state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's own; a model that got every parameter counts as pretrained."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        if not result.missing_keys:
+            self.mark_loaded()
+        return result
 
     def get_classifier(self) -> nn.Module:
         """The last layer, whose outputs are the classes."""

@@ -47,6 +47,8 @@ _SCENES = PretrainedCfg(
     license="apache-2.0",
     commercial_use=True,
     origin="segzoo, synthetic street scenes (segzoo.data.scenes)",
+    advice="not for photographs, for which `segzoo predict --model segformer_b0.nvidia_ade20k_512` (anything; not "
+    "commercial) or `--model rtformer_slim.cityscapes` (streets; Apache-2.0) gets weights",
 )
 _OFFICIAL = {"ade20k": _ADE20K, "cityscapes": _CITYSCAPES, "coco_stuff": _COCO_STUFF}
 

@@ -63,6 +63,7 @@ class PretrainedCfg:
     license_url: str | None = None
     commercial_use: bool | None = None  # None = unknown
     origin: str = ""  # paper or repository
+    advice: str = ""  # what they are not for, and what is; said before they are used
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():

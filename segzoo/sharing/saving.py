@@ -71,9 +71,9 @@ def _row_of(model: Model) -> PretrainedCfg:
     unknown = {field.name: field.default for field in dataclasses.fields(row)}
     lost = ["miou"]
     if model.num_classes != row.num_classes:
-        lost += ["dataset", "label_set", "label_names"]
+        lost += ["dataset", "label_set", "label_names", "advice"]
     if "." not in model.name:
-        lost += ["dataset", "license", "license_url", "commercial_use", "origin"]
+        lost += ["dataset", "license", "license_url", "commercial_use", "origin", "advice"]
     return dataclasses.replace(row, **{name: unknown[name] for name in lost})
 
 

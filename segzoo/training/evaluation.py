@@ -148,6 +148,7 @@ class _Shown:
         self.row = row
         self.name, self.in_chans, self.label_set = maker.name, maker.in_chans, maker.label_set
         self.plan, self.like, self.upscaler = maker.plan, maker.like, maker.upscaler
+        self.weights_state = maker.weights_state
         self.head_output = maker.head_output
 
 

@@ -18,6 +18,7 @@ import torch
 from .._errors import SegzooError, WeightsError
 from .._version import __version__
 from ..layers.reduction import entry_to_json, parse_entry
+from ..models.base import WEIGHTS_STATES, WeightsState
 from ..models.config import choices, describe, fits, type_hints
 from ..models.family import FAMILIES, VARIANTS
 from ..models.rows import PretrainedCfg, label_names
@@ -47,6 +48,7 @@ class SavedConfig:
     pretrained_cfg: PretrainedCfg | None  # preprocessing, test protocol and terms
     reduction: dict[str, Any] | None  # plan in force, site -> entry in JSON form; None: neutral
     during_training: bool = False  # the plan is in force in training mode, too
+    weights_state: WeightsState = "pretrained"  # what older files, which do not say, are taken for
 
     @property
     def variant(self) -> str:
@@ -80,6 +82,7 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
             "segzoo_version": __version__,
             "name": model.name,
             "dtype": _dtype(model),
+            "weights_state": model.weights_state,
             "cfg": _cfg_to_json(model.cfg),
             "in_chans": model.in_chans,
             "pretrained_cfg": _row_to_json(row) if row else None,
@@ -202,6 +205,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
     name, variant = _names(config, block)
     dtype, row = block.get("dtype"), block.get("pretrained_cfg")
     during_training = block.get("reduction_during_training", False)
+    weights_state = block.get("weights_state", "pretrained")
     if dtype not in DTYPES:
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
@@ -215,6 +219,8 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
             raise _InvalidError(f"{key} is {value!r}, but segzoo.cfg says {expected}")
     if not isinstance(during_training, bool):
         raise _InvalidError(f"segzoo.reduction_during_training is {during_training!r}")
+    if weights_state not in WEIGHTS_STATES:
+        raise _InvalidError(f"segzoo.weights_state must be one of {', '.join(WEIGHTS_STATES)}, not {weights_state!r}")
     return SavedConfig(
         name=name,
         cfg=cfg,
@@ -222,6 +228,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
+        weights_state=weights_state,
     )
 
 

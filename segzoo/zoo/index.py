@@ -44,6 +44,7 @@ class ListedRow:
     commercial_use: bool | None = None
     origin: str = ""
     how_to_get: str = ""  # unpublished: the recipe that makes them loadable
+    advice: str = ""
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from .._errors import SegzooError, WeightsError
-from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel, WeightsState
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
 from .checkpoint import WeightsFile, build_with_weights, load_weights
@@ -133,6 +133,7 @@ class Recipe:
     build: Callable[[Any], Model]  # config -> model
     cfg: Any  # the family's config that the weights are loaded into
     source: WeightsFile | None  # None: as drawn
+    weights_state: WeightsState = "pretrained"  # what the weights of the source are
     row: PretrainedCfg | None
     num_classes: int | None = None  # None: as `cfg`; another number than its renews the classifier after loading
     plan: Any = None  # reduction that belongs to the name; None: neutral
@@ -172,11 +173,13 @@ def _filled(recipe: Recipe) -> Model:
         load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
     try:
-        return build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
+        model = build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
     except WeightsError as error:
         if source.origin is None:
             raise
         raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
+    model.mark_loaded(recipe.weights_state)
+    return model
 
 
 def _registered(request: Request) -> Recipe:
@@ -227,6 +230,7 @@ def _saved(request: Request) -> Recipe:
         build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),
         cfg=override(saved.cfg, request.options, saved.variant),
         source=source,
+        weights_state=saved.weights_state,
         row=row,
         num_classes=request.num_classes,
         plan=saved.reduction,
