@@ -28,4 +28,4 @@ def _entry_point(name):
     return entry_point
 
 
-globals().update({name: _entry_point(name) for name in _list_models()})
+globals().update({name: _entry_point(name) for name in _list_models(["*", "test_*"])})

@@ -49,8 +49,8 @@ class ViTConfig(EncoderConfig):
     mlp_ratio: float = 4.0  # hidden width = ratio * channels
     stages: tuple[int, ...] = (5, 7, 11)  # blocks, from 0, whose outputs are the features
     downsample_block: int | None = None  # block whose queries are every second token of every second row
-    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 8)
-    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 8)
+    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 7)
+    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 7)
     drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
     num_classes: int = 0  # 0: pooled features
 

@@ -21,7 +21,7 @@ from ..layers.reduction import entry_to_json, parse_entry
 from ..models.base import WEIGHTS_STATES, WeightsState
 from ..models.config import choices, describe, fits, type_hints
 from ..models.family import FAMILIES, VARIANTS
-from ..models.rows import PretrainedCfg, label_names
+from ..models.rows import PretrainedCfg, PublishedScore, label_names
 from ..plans import current_plan, reduction_sites
 
 if TYPE_CHECKING:
@@ -134,11 +134,12 @@ def _timm_cfg(model: Model, row: PretrainedCfg) -> dict[str, Any]:
 
 
 def _row_to_json(row: PretrainedCfg) -> dict[str, Any]:
-    return {
+    fields = {
         field.name: _value_to_json(getattr(row, field.name))
         for field in dataclasses.fields(row)
         if field.name not in SOURCE_FIELDS
     }
+    return {**fields, "published": [dataclasses.asdict(score) for score in row.published]}
 
 
 def _cfg_to_json(cfg: Any) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         name=name,
         cfg=cfg,
         dtype=getattr(torch, dtype),
-        pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
+        pretrained_cfg=_row_from_json(row, "segzoo.pretrained_cfg"),
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
         weights_state=weights_state,
@@ -256,6 +257,20 @@ def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
         except SegzooError as error:
             raise _InvalidError(f"segzoo.reduction: {site}: {error}") from None
     return dict(plan)
+
+
+def _row_from_json(values: Any, where: str) -> PretrainedCfg | None:
+    if not isinstance(values, Mapping):
+        return None if values is None else _fields_from_json(PretrainedCfg, values, where)
+    values = dict(values)
+    # Before rows had all their figures they had one, as "miou" and "miou_protocol".
+    value, protocol = values.pop("miou", None), values.pop("miou_protocol", "")
+    found = values.pop("published", [] if value is None else [{"value": value, "protocol": protocol}])
+    if not isinstance(found, list) or not all(isinstance(score, Mapping) and "value" in score for score in found):
+        raise _InvalidError(f"{where}.published is {found!r}, not a list of figures, each with its value")
+    row = _fields_from_json(PretrainedCfg, values, where)
+    figures = tuple(_fields_from_json(PublishedScore, score, f"{where}.published") for score in found)
+    return dataclasses.replace(row, published=figures)
 
 
 def _cfg_from_json(value: Any, where: str) -> Any:

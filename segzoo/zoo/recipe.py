@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import torch
+
 from .._errors import SegzooError, WeightsError
 from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel, WeightsState
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
 from .checkpoint import WeightsFile, build_with_weights, load_weights
 from .config import SavedConfig, read_config
-from .download import row_file, saved_files, say_terms
+from .download import row_file, saved_config_file, saved_files, say_terms
 from .index import SAVED_PREFIXES
 from .names import default_tag, parse_name, rows_of
 from .options import check_num_classes, overlay_row, override, trained_cfg
@@ -111,6 +113,22 @@ def create_model(
     if out_indices is not None:
         raise SegzooError("out_indices needs features_only=True")
     return model
+
+
+def blueprint(name: str, *, num_classes: int | None = None) -> Model:
+    """The model of any kind of name on the meta device, without its weights; of a saved one only the config is fetched.
+
+    Args and Raises as `create_model`. The model of "variant" alone is that of its default weights.
+    """
+    request = Request(name=name, num_classes=num_classes)
+    if name.startswith(SAVED_PREFIXES):
+        recipe = _of_config(request, saved_config_file(name), None)
+    else:
+        variant_name, tag = parse_name(name)
+        tag = tag or default_tag(rows_of(variant_name))
+        recipe = _registered(dataclasses.replace(request, name=f"{variant_name}.{tag}" if tag else variant_name))
+    with torch.device("meta"):
+        return assemble(recipe)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,12 +237,17 @@ def _saved(request: Request) -> Recipe:
         raise SegzooError(
             f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
         )
-    config_file, source = saved_files(request.name)
+    recipe = _of_config(request, *saved_files(request.name))
+    if recipe.row is not None:
+        say_terms(request.name, recipe.row)
+    return recipe
+
+
+def _of_config(request: Request, config_file: Path, source: WeightsFile | None) -> Recipe:
+    """Of a saved model's config.json."""
     saved = read_config(config_file)
     check_num_classes(request.num_classes, saved.variant)
     row = overlay_row(saved.pretrained_cfg, request.overlay)
-    if row is not None:
-        say_terms(request.name, row)
     return Recipe(
         name=saved.name,
         build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),
