@@ -52,6 +52,17 @@ def model_info(name: str) -> ModelInfo:
     )
 
 
+def get_pretrained_cfg(name: str) -> PretrainedCfg | None:
+    """The weights row of "variant.tag"; without a tag, the default one, or None if there is none.
+
+    >>> import segzoo
+    >>> row = segzoo.get_pretrained_cfg("rtformer_slim.cityscapes")
+    >>> row.input_size, row["input_size"]  # segzoo's field, and timm's
+    ((512, 1024), (3, 512, 1024))
+    """
+    return model_info(name).pretrained_cfg
+
+
 def variant_of(name: str) -> Variant:
     """The row of `VARIANTS` behind "variant" or "variant.tag"."""
     variant_name, _ = parse_name(name)
