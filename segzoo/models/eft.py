@@ -96,6 +96,7 @@ class EFT(PyramidEncoder):
         "optimal": {"encoder": (2, 2, 1, 1)},
         "fast": {"encoder": 2},
     }
+    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}  # of the encoder alone
 
     def __init__(self, cfg: EFTConfig):
         def attention(stage: int) -> EmbeddingFreeAttention:

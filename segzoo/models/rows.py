@@ -1,9 +1,13 @@
-"""What a weights row records: where the weights come from, how images must be prepared, what they reached."""
+"""What a weights row records: where the weights come from, how images must be prepared, what they reached.
+
+Its attributes are segzoo's. As a mapping (`row["mean"]`, `row.get(...)`, `dict(row)`) it answers in timm's fields and
+with timm's meanings, so that timm's own functions can read it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._errors import SegzooError
@@ -137,6 +141,35 @@ class PretrainedCfg:
     @property
     def loadable(self) -> bool:
         return self.state != "unpublished"
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields that timm and a weights row have in common."""
+        return tuple(self._timm_fields())
+
+    def __getitem__(self, field: str) -> Any:
+        """A field of timm's PretrainedCfg: `input_size` is (channels, height, width)."""
+        return self._timm_fields()[field]
+
+    def get(self, field: str, default: Any = None) -> Any:
+        return self._timm_fields().get(field, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._timm_fields())
+
+    def _timm_fields(self) -> dict[str, Any]:
+        # The usual protocol of ImageNet; where there is one class a pixel, nothing may be cut off.
+        imagenet = self.dataset == "imagenet"
+        return {
+            "input_size": (len(self.mean), *self.input_size),
+            "fixed_input_size": False,
+            "interpolation": "bicubic" if imagenet else "bilinear",
+            "crop_pct": 0.875 if imagenet else 1.0,
+            "mean": self.mean,
+            "std": self.std,
+            "num_classes": self.num_classes,
+            "license": self.license,
+            "origin_url": self.origin,
+        }
 
     @property
     def from_text(self) -> str:

@@ -163,10 +163,9 @@ class RTFormer(SegmentationModel):
     def classifier_parameters(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if ".classifier." in name}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def renew_classifier(self, num_classes: int) -> None:
         for head in [part for part in self.decoder.modules() if isinstance(part, SegmentationHead)]:
             head.classifier = fresh_conv_classifier(head.classifier, num_classes)
-        self.num_classes = num_classes
 
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.decoder.aux_heads:

@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._errors import SegzooError
 from ..layers.attention import attend
 from ..layers.grids import fit_grid, grid_of, resize_grid
 from ..layers.init import init_weights
@@ -193,6 +192,10 @@ class QueryUpsampling(nn.Module):
         self.apply(init_weights)
         nn.init.normal_(self.queries)
 
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """The queries, resized bicubically."""
+        self.queries = nn.Parameter(resize_grid(self.queries.detach()[None], grid)[0])
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         B, _, H, W = features[0].shape
         x_BNC = resize_grid(self.queries[None], (H, W)).flatten(1, 2).repeat(B, 1, 1)
@@ -348,13 +351,17 @@ class SegViT(SegmentationModel):
     def classifier_parameters(self) -> set[str]:
         return {f"decoder.atm.{name}" for name in ("class_queries", "class_embed.weight", "class_embed.bias")}
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Fresh class queries and class logits for `num_classes` >= 1 classes; all else is untouched."""
-        if num_classes < 1:
-            raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
+    def renew_classifier(self, num_classes: int) -> None:
+        """Fresh class queries and class logits."""
         atm = self.decoder.atm
         atm.make_classifier(num_classes, like=atm.class_queries, dim=atm.class_queries.shape[1])
-        self.num_classes = num_classes
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """The encoder's position embedding, and the spatial queries, to the grid of images of this many pixels."""
+        super().set_input_size(img_size)
+        upsample = self.decoder.upsample
+        if isinstance(upsample, QueryUpsampling):
+            upsample.set_grid(grid_of(self.cfg.encoder.img_size, self.feature_info[0]["reduction"]))
 
     def _outputs(self, features: Pyramid, *, auxiliary: bool = False) -> list[MaskOutput]:
         return [

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
 from .base import Encoder, Pyramid
 from .config import EncoderConfig
+from .features import FeatureInfo, pair
 from .keys import StateDict
 from .vit_weights import LAYOUTS
 
@@ -205,6 +207,9 @@ class ViT(Encoder):
 
     key_layouts = LAYOUTS
     first_conv = "patch_embed.proj.weight"
+    # Of the keys and values in each third of the depth; SegViT's paper has no such presets.
+    reduction_presets = {"base": {}, "optimal": {"encoder": (2, 2, 1)}, "fast": {"encoder": 2}}
+    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}
 
     def __init__(self, cfg: ViTConfig):
         super().__init__(cfg=cfg)
@@ -228,14 +233,14 @@ class ViT(Encoder):
                 blocks.append(ViTBlock(**options))
         self.blocks = ViTBlocks(*blocks, stages=cfg.stages)
         shrunk = cfg.depth if cfg.downsample_block is None else cfg.downsample_block
-        self.feature_info = [
+        self.feature_info = FeatureInfo(
             {
                 "num_chs": cfg.embed_dim,
                 "reduction": cfg.patch_size * (2 if i >= shrunk else 1),
                 "module": f"blocks.{i}",
             }
             for i in cfg.stages
-        ]
+        )
         self.blocks.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.make_head(cfg.embed_dim)
@@ -244,12 +249,25 @@ class ViT(Encoder):
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}  # as timm
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^(?:pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}  # as timm; stages are blocks
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """The position embedding to the grid of images of this many pixels, resized bicubically."""
+        if img_size is None:
+            return
+        cfg = dataclasses.replace(self.cfg, img_size=pair(img_size))
+        grid = grid_of(cfg.img_size, cfg.patch_size)
+        self.pos_embed = nn.Parameter(resize_grid(self.pos_embed.detach(), grid))
+        self.cfg = cfg
+
     def fit_state(self, state: StateDict) -> StateDict:
         """Position embeddings of timm and mmseg get their grid, and those made for another `img_size` are resized."""
         return fit_grid(state, "pos_embed", self.pos_embed)
 
     def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> one map (B, C, ceil(H / 16), ceil(W / 16)) for each of `stages`."""
+        self.check_images(x_BCHW)
         padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         x_BHWC = self.patch_embed(padded_BCHW)
         x_BHWC = (x_BHWC + resize_grid(self.pos_embed, x_BHWC.shape[1:3])).contiguous()

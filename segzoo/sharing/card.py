@@ -65,7 +65,8 @@ def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
                 dataset_type=row.dataset,
                 dataset_name=row.dataset,
                 metric_type=_hub_metric(score),
-                metric_name=f"{METRICS[score.metric]} in percent, {score.reduction}, {score.protocol or 'as published'}",
+                metric_name=f"{METRICS[score.metric]} in percent, {score.reduction}, "
+                + (score.protocol or "as published"),
                 metric_value=score.value,
             )
             for score in of_weights

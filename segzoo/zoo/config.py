@@ -113,24 +113,10 @@ def _dtype(model: Model) -> str:
 
 def _timm_cfg(model: Model, row: PretrainedCfg) -> dict[str, Any]:
     """Only keys of timm's own `PretrainedCfg`."""
-    classifier = model.get_classifier()
-    found = next((name for name, module in model.named_modules() if module is classifier), None)
-    return {
-        "tag": model.name.partition(".")[2] or None,
-        "custom_load": False,
-        "input_size": [model.in_chans, *row.input_size],
-        "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "mean": list(row.mean),
-        "std": list(row.std),
-        "num_classes": model.num_classes,
-        "pool_size": None,
-        "first_conv": model.first_conv.removesuffix(".weight"),
-        "classifier": found,
-        "license": row.license,
-        "origin_url": row.origin,
-    }
+    cfg = {**model.default_cfg, **row, "custom_load": False, "num_classes": model.num_classes}
+    cfg["input_size"] = (model.in_chans, *row.input_size)
+    del cfg["architecture"]  # stands beside it
+    return {key: _value_to_json(value) for key, value in cfg.items()}
 
 
 def _row_to_json(row: PretrainedCfg) -> dict[str, Any]:

@@ -81,24 +81,72 @@ class ListedModel:
 
 def list_models(
     filter: str | Sequence[str] = "*",
+    module: str = "",
     pretrained: bool = False,
     exclude_filters: str | Sequence[str] = (),
+    include_tags: bool | None = None,
 ) -> list[str]:
-    """Names in natural order. With `pretrained`, `name.tag` of the rows whose weights can be loaded.
+    """Names in natural order. The arguments are timm's, in its order.
 
     The tiny variants for tests are listed only where a filter begins with "test".
 
     >>> import segzoo
     >>> segzoo.list_models("RTFormer_*", exclude_filters="*_backbone")
     ['rtformer_base', 'rtformer_slim']
+    >>> segzoo.list_models(module="edaformer", pretrained=True)
+    ['edaformer_t.scenes']
 
     Args:
-        filter: wildcard or wildcards, such as "edaformer*", in any case; a name is listed if any matches. Where nothing
-            does and one has no wildcard, a log message says what it is a part of.
+        filter: wildcard or wildcards, such as "edaformer*", in any case; a name is listed if any matches. One without a
+            dot says nothing of tags. Where nothing matches and one has no wildcard, a log message says what it is a
+            part of.
+        module: only names of this family, see `list_modules`.
+        pretrained: only names whose weights can be loaded.
         exclude_filters: wildcard or wildcards of names to leave out.
+        include_tags: "variant.tag" for every weights row instead of "variant"; None: as `pretrained`.
+
+    Raises:
+        SegzooError: a family that there is not; the message lists those that there are.
     """
-    names = [name for name, row in known_rows().items() if row.loadable] if pretrained else known_models()
-    return _select(names, filter, exclude_filters)
+    models = known_models()
+    if module:
+        if module not in list_modules():
+            raise SegzooError(
+                f"module is a family's name, one of {', '.join(list_modules())}, not {module!r}; what a name must look "
+                "like is filter=, and only those with weights gives pretrained=True"
+            )
+        models = {name: model for name, model in models.items() if model.family == module}
+    with_tags = pretrained if include_tags is None else include_tags
+    names: list[str] = []
+    for name, model in models.items():
+        tags = [tag for tag, row in model.rows.items() if row.loadable or not pretrained]
+        if with_tags and tags:
+            names += [f"{name}.{tag}" for tag in tags]
+        elif tags or not pretrained:
+            names.append(name)
+    return _select(names, _for_any_tag(filter), _for_any_tag(exclude_filters))
+
+
+def list_modules() -> list[str]:
+    """The families, which timm would call modules.
+
+    >>> import segzoo
+    >>> segzoo.list_modules()[:2]
+    ['edaformer', 'eft']
+    """
+    return sorted({model.family for model in known_models().values()})
+
+
+def is_model(name: str) -> bool:
+    """Whether `create_model` knows "variant" or "variant.tag".
+
+    >>> import segzoo
+    >>> segzoo.is_model("edaformer_t.scenes"), segzoo.is_model("resnet50")
+    (True, False)
+    """
+    variant, _, tag = name.partition(".")
+    model = known_models().get(variant)
+    return model is not None and (not tag or tag in model.rows)
 
 
 def list_pretrained(
@@ -225,6 +273,12 @@ def _suggest_wildcards(names: Sequence[str], include: Sequence[str]) -> None:
         if part and not WILDCARDS & set(pattern):
             first, more = ", ".join(part[:3]), f" and {len(part) - 3} more" if len(part) > 3 else ""
             _log.warning("nothing is called %r; the filter '*%s*' finds %s%s", pattern, pattern, first, more)
+
+
+def _for_any_tag(patterns: str | Sequence[str]) -> list[str]:
+    """The wildcards, and each that has no dot also with any tag, as in timm."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    return [*patterns, *(f"{pattern}.*" for pattern in patterns if "." not in pattern)]
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:

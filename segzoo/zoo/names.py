@@ -61,6 +61,17 @@ def _count_params(variant_name: str, cfg: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def get_pretrained_cfg(name: str) -> PretrainedCfg | None:
+    """The weights row of "variant.tag"; without a tag, the default one, or None if there is none.
+
+    >>> import segzoo
+    >>> row = segzoo.get_pretrained_cfg("rtformer_slim.cityscapes")
+    >>> row.input_size, row["input_size"]  # segzoo's field, and timm's
+    ((512, 1024), (3, 512, 1024))
+    """
+    return model_info(name).pretrained_cfg
+
+
 def variant_of(name: str) -> Variant:
     """The row of `VARIANTS` behind "variant" or "variant.tag"."""
     variant_name, _ = parse_name(name)
