@@ -324,6 +324,22 @@ class SegViT(SegmentationModel):
         """
         return self.score_rows(head_output, size, 0, size[0])
 
+    def product_parts(self, head_output: MaskOutput, size: Sequence[int]) -> tuple[Tensor, Tensor, tuple[float, float]]:
+        """What the scores of `to_size` are made of, for a class map that needs only some of them.
+
+        Returns:
+            class probabilities (B, Q, K), mask logits (B, Q, h, w) and the step (in rows, in columns) on their grid
+            from one pixel of `size` to the next. A score is the sum over q of probability x sigmoid of the mask logit
+            that is read bilinearly at (y + 0.5) * step - 0.5, and so for x.
+        """
+        image_size = head_output.image_size or self._assumed_image_size(head_output.padded_size, tuple(size))
+        grid = head_output.mask_logits.shape[2:]
+        rows, columns = (
+            side / padded * image / out
+            for side, padded, image, out in zip(grid, head_output.padded_size, image_size, size, strict=True)
+        )
+        return head_output.class_logits.softmax(dim=-1)[..., :-1], head_output.mask_logits, (rows, columns)
+
     def score_rows(self, head_output: MaskOutput, size: Sequence[int], start: int, stop: int) -> Tensor:
         """The rows start <= y < stop of `to_size`, (B, K, stop - start, W), with memory for these rows only."""
         masks_BQRW = resize_image_part(

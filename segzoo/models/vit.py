@@ -113,6 +113,31 @@ class ViTAttention(nn.Module):
         out_BNC = attend(F.linear(q_BNC, w_q, b_q), k_BMC, v_BMC, num_heads=self.num_heads)
         return restore(self.proj(out_BNC))
 
+    def folded(self) -> nn.Module:
+        return SplitViTAttention(self)
+
+
+class SplitViTAttention(nn.Module):
+    """ViTAttention for inference: its packed projection as two layers."""
+
+    def __init__(self, attn: ViTAttention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.q_reduction = attn.q_reduction
+        self.kv_reduction = attn.kv_reduction
+        self.q = nn.Linear(attn.dim, attn.dim, device="meta")
+        self.kv = nn.Linear(attn.dim, 2 * attn.dim, device="meta")  # keys, then values
+        for name in ("weight", "bias"):
+            q, kv = getattr(attn.qkv, name).detach().split((attn.dim, 2 * attn.dim))
+            setattr(self.q, name, nn.Parameter(q.clone(), requires_grad=False))
+            setattr(self.kv, name, nn.Parameter(kv.clone(), requires_grad=False))
+        self.proj = attn.proj
+
+    def forward(self, q_BHWC: Tensor, kv_BHWC: Tensor) -> Tensor:
+        q_BNC, restore = self.q_reduction(q_BHWC)
+        k_BMC, v_BMC = self.kv(self.kv_reduction(kv_BHWC)).chunk(2, dim=-1)
+        return restore(self.proj(attend(self.q(q_BNC), k_BMC, v_BMC, num_heads=self.num_heads)))
+
 
 class ViTBlock(nn.Module):
     """Pre-norm attention and feed-forward on a (B, H, W, C) map; stochastic depth on the feed-forward branch."""
