@@ -23,8 +23,9 @@ from .keypoints import Keypoints, decode_heatmaps
 from .labels import LabelSet, generic_labels
 from .layers.shapes import resize as resize_map
 from .masks import Upscaler, class_map
-from .models.base import SegmentationModel, WeightsState
+from .models.base import WeightsState
 from .models.rows import PretrainedCfg, label_set
+from .models.segmenter import SegmentationModel
 from .plans import Plan, current_plan
 from .preprocess import ImageSource, check_pixels, describe, is_file, load_image, model_size, pixel_pair, to_input
 from .results import Segmentation

@@ -182,7 +182,7 @@ class TimmFeatures(FeatureGetterNet):
 
     @property
     def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.model.reduction_presets
+        return cast(TimmEncoder, self.model).reduction_presets
 
     def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
         """See `segzoo.set_inference_reduction`; a string may name a preset of the encoder's family."""

@@ -72,7 +72,7 @@ def _official(
 
 def _miou(values: tuple[float, ...], protocol: str) -> tuple[PublishedScore, ...]:
     *as_trained, tuned = values
-    presets = dict(zip(("base", "decoder", "optimal", "fast"), as_trained, strict=True))
+    presets: dict[str, float] = dict(zip(("base", "decoder", "optimal", "fast"), as_trained, strict=True))
     return (
         *scores(presets, protocol=protocol, source=_TABLES),
         *scores({"fast": tuned}, protocol=protocol, source=_TABLES, training="fine-tuned with the reduction"),

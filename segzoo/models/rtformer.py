@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..layers.batch_norm import BatchNorm, norm_act_conv
 from ..layers.shapes import resize
-from .base import Pyramid, SegmentationModel, fresh_conv_classifier
+from .base import Pyramid
 from .config import SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import Drop
@@ -35,6 +35,7 @@ from .rtformer_backbone import (
     initialise,
 )
 from .rtformer_weights import LAYOUTS, PRETRAINED
+from .segmenter import SegmentationModel, fresh_conv_classifier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

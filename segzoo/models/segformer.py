@@ -30,12 +30,13 @@ from .._errors import WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from .base import Encoder, EncoderDecoder
+from .base import Encoder
 from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import StateDict
 from .mit import MIT_B0, MIT_B1, MIT_B2, MIT_B3, MIT_B4, MIT_B5, TEST_MIT, MiTConfig
 from .segformer_weights import LAYOUTS, PRETRAINED, merged_names
+from .segmenter import EncoderDecoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

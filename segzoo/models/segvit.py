@@ -31,10 +31,11 @@ from ..layers.attention import attend
 from ..layers.grids import fit_grid, grid_of, resize_grid
 from ..layers.init import init_weights
 from ..layers.shapes import resize, resize_image_part, to_channels_last
-from .base import Encoder, Pyramid, SegmentationModel
+from .base import Encoder, Pyramid
 from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import StateDict
+from .segmenter import SegmentationModel
 from .segvit_weights import LAYOUTS, PRETRAINED
 from .swin import SWIN_TINY
 from .vit import ViTConfig
@@ -332,7 +333,7 @@ class SegViT(SegmentationModel):
             from one pixel of `size` to the next. A score is the sum over q of probability x sigmoid of the mask logit
             that is read bilinearly at (y + 0.5) * step - 0.5, and so for x.
         """
-        image_size = head_output.image_size or self._assumed_image_size(head_output.padded_size, tuple(size))
+        image_size = head_output.image_size
         grid = head_output.mask_logits.shape[2:]
         rows, columns = (
             side / padded * image / out

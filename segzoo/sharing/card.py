@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .._version import __version__
-from ..models.base import Model, SegmentationModel
+from ..models.base import Model
 from ..models.rows import METRICS, PretrainedCfg, PublishedScore, label_names
+from ..models.segmenter import SegmentationModel
 from ..zoo.config import CONFIG_NAME, config_to_dict, read_config
 
 CARD_NAME = "README.md"

@@ -10,9 +10,10 @@ from typing import Any, Literal, overload
 import torch
 
 from .._errors import SegzooError, WeightsError
-from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel, WeightsState
+from ..models.base import Encoder, FeaturePyramid, Model, WeightsState
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
+from ..models.segmenter import SegmentationModel
 from .checkpoint import WeightsFile, build_with_weights, load_weights
 from .config import SavedConfig, read_config
 from .download import row_file, saved_config_file, saved_files, say_terms
