@@ -6,6 +6,8 @@ Two rules, neither of which knows a family:
    `layers.norm_folding` has an exact form; Identity and Dropout between the two do nothing in eval mode).
 2. A module that defines `folded() -> nn.Module` is replaced by what it returns: the same function in eval mode, for
    the same arguments. It is called after the module's children have been folded.
+
+What is left then gets its fast form (`layers.fast`), unless the plain one is asked for.
 """
 
 from __future__ import annotations

@@ -86,11 +86,11 @@ def class_map(model: Upscaler, head_output: Any, size: tuple[int, int], chunk_by
         return _map_of_products(cast(ProductUpscaler, model), head_output, size, chunk_bytes)
     B, K = head_output.shape[:2]
     few = size[0] * size[1] < MIN_PIXELS_A_CELL * head_output.shape[2] * head_output.shape[3]
-    if few or head_output.device.type != "cpu" or not _is_tame(head_output):
+    if few or head_output.device.type != "cpu" or (largest := _largest(head_output)) is None:
         return _map_by_resize(model, head_output, size, chunk_bytes)
     mask_BHW = torch.empty(B, *size, dtype=_working_dtype(K))
     for scores_KHW, mask_HW in zip(head_output, mask_BHW, strict=True):
-        _LogitMap(scores_KHW, mask_HW, chunk_bytes).fill()
+        _LogitMap(scores_KHW, mask_HW, largest, chunk_bytes).fill()
     return mask_BHW.to(mask_dtype(K))
 
 
@@ -102,9 +102,10 @@ def _working_dtype(num_classes: int) -> torch.dtype:
     return torch.uint8 if num_classes <= 256 else torch.int32  # torch has few operators for uint16
 
 
-def _is_tame(scores: Tensor) -> bool:
-    """All scores are finite, and so are their differences."""
-    return bool((_computed(scores.amax()) - _computed(scores.amin())).isfinite())
+def _largest(scores: Tensor) -> float | None:
+    """The largest magnitude, or None if it, or the difference of any two scores, is not finite."""
+    low, high = _computed(scores.amin()), _computed(scores.amax())
+    return float(torch.maximum(high, -low)) if bool((high - low).isfinite()) else None
 
 
 def _computed(scores: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _computed(scores: Tensor) -> Tensor:
 
 def _map_of_products(model: ProductUpscaler, head_output: Any, size: tuple[int, int], chunk_bytes: int) -> Tensor:
     probability_BQK, logits_BQHW, step_HW = model.product_parts(head_output, size)
-    if logits_BQHW.device.type != "cpu" or not _is_tame(logits_BQHW):
+    if logits_BQHW.device.type != "cpu" or _largest(logits_BQHW) is None:
         return _map_by_rows(model, head_output, size, chunk_bytes)
     K = probability_BQK.shape[2]
     mask_BHW = torch.empty(len(probability_BQK), *size, dtype=_working_dtype(K))
@@ -213,9 +214,14 @@ class _Axis:
 
 
 class _LogitMap:
-    """Fills the (H, W) class map of one image from its (K, h, w) logits, strip by strip of cells."""
+    """Fills the (H, W) class map of one image from its (K, h, w) logits, strip by strip of cells.
 
-    def __init__(self, scores_KHW: Tensor, mask_HW: Tensor, chunk_bytes: int):
+    Args:
+        largest: magnitude of any score.
+    """
+
+    def __init__(self, scores_KHW: Tensor, mask_HW: Tensor, largest: float, chunk_bytes: int):
+        self.margin = TOLERANCE * largest
         self.scores_KHW = scores_KHW
         self.mask_HW = mask_HW
         self.chunk_bytes = chunk_bytes
@@ -261,12 +267,11 @@ class _LogitMap:
         best_4N = winner_HW.take(corner_4N)
         # Of the classes that are best at a corner, the one whose smallest corner is largest is nowhere below that.
         floor_N = map_HWK.take(corner_4N[:, None] * K + best_4N).amin(0).amax(0)
-        largest = torch.maximum(map_HWK.amax(), -map_HWK.amin())
         tokens_TK = map_HWK.flatten(0, 1)
         highest_NK = tokens_TK.index_select(0, corner_4N[0])
         for corner_N in corner_4N[1:]:
             torch.maximum(highest_NK, tokens_TK.index_select(0, corner_N), out=highest_NK)
-        return highest_NK >= (floor_N - TOLERANCE * largest)[:, None]
+        return highest_NK >= (floor_N - self.margin)[:, None]
 
     def sparse(self, map_HWK: Tensor, corner_4N: Tensor, candidate_NK: Tensor, row_N: Tensor, column_N: Tensor) -> None:
         """The pixels of N cells, of their candidates only; cells with about as many candidates go together."""
