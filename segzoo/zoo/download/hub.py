@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from ..._errors import WeightsError
-from ..checkpoint import first_line
+from ..._errors import WeightsError, first_line
 from .cache import DISK_FULL, Wanted, check_room, disk_error, obtain, offline_error
 
 if TYPE_CHECKING:
