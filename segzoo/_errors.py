@@ -15,6 +15,10 @@ class WeightsError(SegzooError):
     """Weights that cannot be found, read, trusted or fitted into the model."""
 
 
+class UnreadableError(WeightsError):
+    """A file that is damaged or no weights file, whatever model it was meant for."""
+
+
 class ImageError(SegzooError):
     """An image that cannot be read or has a wrong shape, type or size."""
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or name.tag (default: %(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
+    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
     parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     parser.add_argument("--resize", type=positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")
@@ -94,7 +95,7 @@ def _trained_model(args: argparse.Namespace) -> Model:
     from ..zoo import create_model, load_weights
 
     if args.checkpoint is None:
-        model = create_model(args.model, pretrained=True)
+        model = create_model(args.model, pretrained=True, force_download=args.force_download)
         if args.num_classes not in (None, model.num_classes):
             raise SegzooError(
                 f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "

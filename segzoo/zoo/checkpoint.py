@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._errors import SegzooError, WeightsError, first_line, shown
+from .._errors import SegzooError, UnreadableError, WeightsError, first_line, shown
 from ..models.base import FeaturePyramid, Model
 from ..models.keys import Drop, Layout, StateDict, apply_rules
 from .archives import open_archive
@@ -46,6 +46,8 @@ class WeightsFile:
     by_hand: bool = False  # the user's own, read into a model as drawn, whose classifier may stay
     keep_mapped: bool = False  # see `build_with_weights`
     origin: str | None = None  # where it was downloaded from, which a refusal names
+    # Given the file and why it cannot be read, a fresh download of it; None: it would be the same, or is none.
+    again: Callable[[Path, Exception], Path | None] | None = None
 
 
 def load_weights(
@@ -263,7 +265,7 @@ def read_state_dict(path: str | Path) -> StateDict:
             f"get it as .safetensors, or re-save only its state dict with torch.save ({first_line(error)})"
         ) from error
     except Exception as error:  # a damaged file makes torch and safetensors raise anything
-        raise WeightsError(
+        raise UnreadableError(
             f"{path} is damaged or no weights file ({type(error).__name__}: {first_line(error)}); download or copy it "
             "again"
         ) from error
@@ -287,7 +289,7 @@ def _check_file(path: Path) -> None:
     except ValueError as error:  # a zero byte
         raise WeightsError(f"{shown(str(path))} is no file name ({error})") from error
     if empty:
-        raise WeightsError(f"{path} is empty; download or copy it again")
+        raise UnreadableError(f"{path} is empty; download or copy it again")
 
 
 def _read_safetensors(path: Path) -> StateDict:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import WeightsError, first_line, shown
+from .._errors import UnreadableError, WeightsError, first_line, shown
 from .archives import open_archive
 from .pickles import check_pickle
 
@@ -46,7 +46,7 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
     except (
         Exception
     ) as error:  # beside what zipfile and the disk are known to raise: a damaged archive may raise anything
-        raise WeightsError(
+        raise UnreadableError(
             f"{path} is damaged or no weights archive ({first_line(error)}); download or copy it again"
         ) from error
 
@@ -81,7 +81,7 @@ def _read(open_file: Callable[..., IO[bytes]], size: int, source: str) -> dict[s
             "and nothing in it was run; get the file from its official source"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise WeightsError(
+        raise UnreadableError(
             f"{source} is damaged or no .pdparams file ({type(error).__name__}: {first_line(error)}); download or copy "
             "it again"
         ) from error
@@ -91,7 +91,7 @@ def _read(open_file: Callable[..., IO[bytes]], size: int, source: str) -> dict[s
         return _tensors(content, size)
     except Exception as error:  # whatever values the file gave to what is no array of numbers
         said = first_line(error) if isinstance(error, _ArrayError) else type(error).__name__
-        raise WeightsError(f"{source} holds more than arrays of numbers: {said}") from error
+        raise UnreadableError(f"{source} holds more than arrays of numbers: {said}") from error
 
 
 def _tensors(content: dict[Any, Any], size: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .._errors import SegzooError, WeightsError
+from .._errors import SegzooError, UnreadableError, WeightsError
 from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
@@ -30,6 +30,7 @@ def create_model(
     features_only: Literal[False] = ...,
     out_indices: None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    force_download: bool = ...,
     **cfg_overrides: Any,
 ) -> Model: ...
 
@@ -46,6 +47,7 @@ def create_model(
     features_only: Literal[True],
     out_indices: Sequence[int] | None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    force_download: bool = ...,
     **cfg_overrides: Any,
 ) -> FeaturePyramid: ...
 
@@ -60,6 +62,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    force_download: bool = False,
     **cfg_overrides: Any,
 ) -> Model | FeaturePyramid:
     """Build a model by name, optionally with weights.
@@ -86,6 +89,7 @@ def create_model(
         features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
         out_indices: with `features_only`, which maps (0 = finest).
         pretrained_cfg_overlay: fields of the weights row to replace, for example {"sha256": ...}.
+        force_download: fetch the weights anew even if they are in the cache.
         **cfg_overrides: fields of the family's config; a dict replaces single fields of a nested config.
 
     Raises:
@@ -100,6 +104,7 @@ def create_model(
         checkpoint_path=checkpoint_path,
         num_classes=num_classes,
         overlay=pretrained_cfg_overlay or {},
+        force_download=force_download,
         options={**cfg_overrides, **{option: value for option, value in flat.items() if value is not None}},
     )
     model = assemble(resolve(request))
@@ -122,6 +127,7 @@ class Request:
     checkpoint_path: str | Path | None = None
     num_classes: int | None = None
     overlay: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the weights row
+    force_download: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the family's config
 
 
@@ -172,11 +178,27 @@ def _filled(recipe: Recipe) -> Model:
         load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
     try:
-        return build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
+        return _from_file(recipe, Path(source.path), source.keep_mapped)
     except WeightsError as error:
         if source.origin is None:
             raise
-        raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
+        unreadable = isinstance(error, UnreadableError)
+        path = source.again(Path(source.path), error) if unreadable and source.again else None
+        if path is None:
+            raise _with_origin(error, recipe, source.origin) from error
+    try:
+        return _from_file(recipe, path, source.keep_mapped)
+    except WeightsError as error:
+        raise _with_origin(error, recipe, source.origin) from error
+
+
+def _from_file(recipe: Recipe, path: Path, keep_mapped: bool) -> Model:
+    return build_with_weights(lambda: recipe.build(recipe.cfg), path, keep_mapped=keep_mapped)
+
+
+def _with_origin(error: WeightsError, recipe: Recipe, origin: str) -> WeightsError:
+    renew = "; delete it, or pass force_download=True, to fetch it again" if isinstance(error, UnreadableError) else ""
+    return WeightsError(f"{recipe.name}: {error}. It came from {origin}{renew}")
 
 
 def _registered(request: Request) -> Recipe:
@@ -196,7 +218,7 @@ def _registered(request: Request) -> Recipe:
     if request.checkpoint_path is not None:
         source = WeightsFile(request.checkpoint_path, by_hand=True)
     else:
-        source = row_file(name, row, trained) if request.pretrained and row else None
+        source = row_file(name, row, trained, force=request.force_download) if request.pretrained and row else None
     if request.num_classes is not None and (source is None or source.by_hand):
         cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
     return Recipe(
@@ -216,7 +238,7 @@ def _saved(request: Request) -> Recipe:
         raise SegzooError(
             f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
         )
-    config_file, source = saved_files(request.name)
+    config_file, source = saved_files(request.name, force=request.force_download)
     saved = read_config(config_file)
     check_num_classes(request.num_classes, saved.variant)
     row = overlay_row(saved.pretrained_cfg, request.overlay)
