@@ -13,10 +13,14 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._errors import SegzooError
+from .._errors import SegzooError, shown
 
 if TYPE_CHECKING:
     from .base import Encoder
+
+# Of every config, what no model that was meant has: a larger whole number, and more blocks or layers in a row.
+MAX_NUMBER = 2**16
+MAX_DEPTH = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,19 @@ class Config:
     def __post_init__(self) -> None:
         for name, hint in type_hints(type(self)).items():
             if not fits(value := getattr(self, name), hint):
-                raise SegzooError(f"{type(self).__name__}: {name} must be {describe(hint)}, not {value!r}")
+                raise SegzooError(f"{type(self).__name__}: {name} must be {describe(hint)}, not {shown(value)}")
+            self._require_bearable(name, value)
         self.check()
+
+    def _require_bearable(self, name: str, value: Any) -> None:
+        """Sizes at which building the model would not end or not fit into memory."""
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, (int, float))]
+        self.require(
+            all(abs(number) <= MAX_NUMBER for number in numbers),  # NaN is not
+            f"{name} must be finite and at most {MAX_NUMBER}, not {shown(value)}",
+        )
+        if "depth" in name or "layers" in name:
+            self.require(sum(numbers) <= MAX_DEPTH, f"{name} must be at most {MAX_DEPTH} in all, not {shown(value)}")
 
     def check(self) -> None:
         """Raises SegzooError for values that contradict each other or are out of range."""
