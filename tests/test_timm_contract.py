@@ -290,6 +290,8 @@ def test_pretrained_cfg_as_argument():
     row = segzoo.models.PretrainedCfg(num_classes=4, mean=(0.1, 0.2, 0.3))
     model = segzoo.create_model("test_eft", pretrained_cfg=row)
     assert (model.num_classes, model.pretrained_cfg) == (4, row)
+    assert segzoo.create_model("test_eft", pretrained_cfg=segzoo.models.PretrainedCfg(num_classes=4)).num_classes == 4
+    assert not segzoo.create_model("test_eft").pretrained_cfg  # a row that records nothing
     model = segzoo.create_model("mit_b0.imagenet", pretrained_cfg={"mean": (0.1, 0.2, 0.3)})
     assert model.pretrained_cfg.mean == (0.1, 0.2, 0.3) and model.pretrained_cfg.dataset == "imagenet"
 

@@ -98,7 +98,7 @@ class Model(nn.Module):
     def default_cfg(self) -> dict[str, Any]:
         """The weights row in timm's fields, completed by what only the model knows. A new dict each time."""
         classifier = self.get_classifier()
-        row = dict(self.pretrained_cfg) if self.pretrained_cfg else {}
+        row = dict(self.pretrained_cfg) if self.pretrained_cfg is not None else {}
         if row:
             row["input_size"] = (self.in_chans, *row["input_size"][1:])
         return {

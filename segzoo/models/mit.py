@@ -122,12 +122,12 @@ class MiT(PyramidEncoder):
     reduction_presets = {
         "base": {},
         "hq": HQ,
-        "optimal": HQ,  # the name that every family answers to
         "fast": {
             "encoder": (Bipartite(0.9, 4), Bipartite(0.9, 4), 1, 1),
             "encoder.q": (1, 1, Bipartite(0.9, 4), Bipartite(0.9, 4)),
         },
         "n2d": {"encoder.q": Neighbour2d(2)},
+        "optimal": HQ,  # the name that every family answers to
         "isr": {"encoder": (2, 2, 1, 1)},
         "isr_fast": {"encoder": 2},
     }
