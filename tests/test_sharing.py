@@ -189,7 +189,7 @@ def test_config_of_every_name(name, tmp_path):
     assert architecture == name.partition(".")[0]
     timm_cfg = TimmCfg(**row)
     assert timm_cfg.num_classes == model.num_classes
-    if model.pretrained_cfg is not None:
+    if model.pretrained_cfg:
         assert tuple(timm_cfg.mean) == model.pretrained_cfg.mean
         assert saved.pretrained_cfg.test_mode == model.pretrained_cfg.test_mode
 

@@ -176,6 +176,10 @@ class PretrainedCfg:
     def loadable(self) -> bool:
         return self.state != "unpublished"
 
+    def __bool__(self) -> bool:
+        """False for a row that records nothing, as the one of a model without weights."""
+        return self != PretrainedCfg(num_classes=self.num_classes)
+
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that timm and a weights row have in common."""
         return tuple(self._timm_fields())

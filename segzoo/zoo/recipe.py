@@ -261,14 +261,17 @@ def _registered(request: Request) -> Recipe:
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
     name = f"{variant_name}.{tag}" if tag else variant_name
-    row = request.row or (rows[tag] if tag else next(iter(rows.values()), None))
+    named = rows[tag] if tag else next(iter(rows.values()), None)
+    row = named if request.row is None else request.row
     row = overlay_row(row, request.overlay)
-    trained = trained_cfg(variant_name, row) if row and (tag or request.row) else variant.cfg
+    trained = trained_cfg(variant_name, row) if row is not None and (tag or request.row is not None) else variant.cfg
     cfg = override(trained, timm_options(trained, request.options), variant_name)
     if request.checkpoint_path is not None:
         source = WeightsFile(request.checkpoint_path, by_hand=True)
+    elif request.pretrained and row is not None:
+        source = row_file(name, row, trained, force=request.force_download)
     else:
-        source = row_file(name, row, trained, force=request.force_download) if request.pretrained and row else None
+        source = None
     if request.num_classes is not None and (source is None or source.by_hand):
         cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
     return Recipe(
@@ -298,7 +301,7 @@ def _of_config(request: Request, config_file: Path, source: WeightsFile | None) 
     """Of a saved model's config.json."""
     saved = read_config(config_file)
     check_num_classes(request.num_classes, saved.variant)
-    row = overlay_row(request.row or saved.pretrained_cfg, request.overlay)
+    row = overlay_row(saved.pretrained_cfg if request.row is None else request.row, request.overlay)
     return Recipe(
         name=saved.name,
         build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),

@@ -45,7 +45,7 @@ def hub_file(
         name=name,
         file=" or ".join(files),
         source=f"{repo_id} @ {revision}",
-        terms=(row and row.license_url) or f"{constants.ENDPOINT}/{repo_id}",
+        terms=(row.license_url if row else None) or f"{constants.ENDPOINT}/{repo_id}",
         sha256=row.sha256 if row else None,
         size=row.size if row else None,
     )
