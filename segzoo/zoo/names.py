@@ -35,7 +35,7 @@ def model_info(name: str) -> ModelInfo:
     >>> import segzoo
     >>> info = segzoo.model_info("rtformer_slim.cityscapes")
     >>> info.pretrained_cfg.license, info.cfg.num_classes, info.params
-    ('apache-2.0', 19, 5369265)
+    ('apache-2.0', 19, 5403398)
     """
     variant_name, tag = parse_name(name)
     family = VARIANTS[variant_name]
