@@ -69,7 +69,10 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg | None:
     >>> row.input_size, row["input_size"]  # segzoo's field, and timm's
     ((512, 1024), (3, 512, 1024))
     """
-    return model_info(name).pretrained_cfg
+    variant_name, tag = parse_name(name)
+    rows = rows_of(variant_name)
+    tag = tag or default_tag(rows)
+    return rows[tag] if tag else None
 
 
 def variant_of(name: str) -> Variant:
