@@ -12,7 +12,7 @@ from typing import Any
 
 from .._errors import SegzooError, shown
 from ..labels import LabelSet, generic_labels, list_labels, load_labels
-from .config import describe, fits, type_hints
+from .fields import describe, fits, type_hints
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

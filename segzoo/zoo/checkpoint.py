@@ -362,7 +362,9 @@ def _tensors(state: StateDict, source: object, *, by_file: bool = True, on_meta:
     for key, value in state.items():
         try:
             # An array that may not be written to, or that runs backwards, is copied: torch takes neither.
-            tensor = torch.as_tensor(np.require(value, requirements="CW") if isinstance(value, np.ndarray) else value)
+            tensor = torch.as_tensor(
+                np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
+            )
         except (TypeError, ValueError) as error:  # an array of texts, or of a dtype that torch lacks
             raise WeightsError(f"{source}: {shown(key)} is no array of numbers ({first_line(error)})") from error
         problem = _problem_of(tensor, on_meta)

@@ -19,8 +19,8 @@ from .._errors import SegzooError, WeightsError, first_line, shown
 from .._version import __version__
 from ..layers.reduction import entry_to_json, parse_entry
 from ..models.base import WEIGHTS_STATES, WeightsState
-from ..models.config import choices, describe, fits, type_hints
 from ..models.family import FAMILIES, VARIANTS
+from ..models.fields import choices, describe, fits, type_hints
 from ..models.rows import PretrainedCfg, PublishedScore, label_names
 from ..plans import current_plan, reduction_sites
 

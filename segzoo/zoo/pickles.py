@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 import re
 import sys
-from typing import IO, Any
+from typing import IO, Any, cast
 
 FREE = 48 << 20  # bytes that the values of any pickle may take beside half its own size
 # Bytes that an opcode's value takes at most, beside what its argument holds.
@@ -50,8 +50,8 @@ def check_pickle(file: IO[bytes], size: int, *, by_torch: bool = False) -> int:
     stream = _Stream(file, size)
     program = _Program(FREE + size // 2, by_torch)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # needs no more than these two
-            if opcode.name == "FRAME" and argument > stream.left:
+        for opcode, argument, _ in pickletools.genops(cast(Any, stream)):  # which needs these two methods only
+            if opcode.name == "FRAME" and cast(int, argument) > stream.left:
                 raise PickleError("it is cut off")
             program.step(opcode, argument)
             stream.code = b""
@@ -105,12 +105,12 @@ class _Program:
         if opcode.name == "REDUCE" and self.encodes:
             self.pay(self.longest_text)  # a copy as bytes
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            place = len(self.memo) if opcode.name == "MEMOIZE" else argument
+            place = len(self.memo) if argument is None else int(argument)
             if not 0 <= place <= self.steps:  # a memo is an array
                 raise PickleError(f"it names place {place} of its memo after {self.steps} steps")
             self.memo[place] = self.stack[-1]
         elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
+            self.stack.append(self.memo[int(argument)])
         elif opcode.name == "DUP":
             self.stack.append(self.stack[-1])
         else:
