@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import ImageError, SegzooError
 from ..zoo.index import check_name
-from .arguments import DEFAULT_MODEL, positive
-from .loading import find_device, trained_model
+from .arguments import DEFAULT_MODEL, add_engine, positive
+from .loading import score_maker_of
 from .output import print_json, progress
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
     parser.add_argument("--alpha", type=float, default=0.5, help="strength of the overlay's colours, 0 to 1")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
     paths = output_paths(args.images, args.output)
-    check_name(args.model)  # before torch is loaded
+    if args.engine_file is None:
+        check_name(args.model)  # before torch is loaded
     from ..prediction import predict
 
-    model = trained_model(args).eval().to(find_device(args.device))
-    if args.reduction:
-        model.set_inference_reduction(args.reduction)
+    model = score_maker_of(args)
     resize = tuple(args.resize) if args.resize else None
     done, errors = [], []
     for source, path in progress(list(zip(args.images, paths, strict=True)), as_json=args.json):
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         mask_path, overlay_path = result.save(path, alpha=args.alpha)
         done.append(_as_dict(result, mask_path, overlay_path))
     if args.json:
-        print_json({"model": args.model, "images": done, "errors": errors})
+        print_json({"model": args.engine_file or args.model, "images": done, "errors": errors})
     else:
         for item in done:
             _print_text(item)
