@@ -15,8 +15,12 @@ from PIL import Image
 from test_engines import PHOTO, REDUCED, SEGMENTERS, assert_scores, tiny
 
 import segzoo
+from segzoo._errors import ImageError
 from segzoo.cli import main
+from segzoo.data import scenes
 from segzoo.engines import bundles
+from segzoo.prediction import score_maker
+from segzoo.preprocess import to_input
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
 SUFFIXES = [".onnx", ".xml", ".pt2"]
@@ -77,7 +81,7 @@ def test_an_engine_of_the_file_is_the_model(bundle):
     assert (result.mask == expected.mask).mean() >= 0.9999
     assert (result.plan, result.label_set) == (expected.plan, expected.label_set)
     about = metadata_of(bundle)
-    with pytest.raises(segzoo.ImageError if hasattr(segzoo, "ImageError") else ValueError, match="resize="):
+    with pytest.raises(ImageError, match="resize="):
         segzoo.predict(engine, PHOTO, resize=(about["smallest_side"] - 1, 200))
 
 
@@ -104,7 +108,9 @@ def test_the_command_line_runs_the_file(bundle, tmp_path, capsys):
 
 
 def test_the_script_needs_no_segzoo(masks, tmp_path):
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "onnxruntime" in block]
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "onnxruntime" in block
+    ]
     assert len([line for line in code.splitlines() if line and not line.startswith("import")]) <= 30
     (tmp_path / "segment.py").write_text(code)
     Image.fromarray(PHOTO).save(tmp_path / "photo.png")
@@ -128,8 +134,8 @@ def test_masks_of_images_that_need_no_resize_are_exact(masks):
         image = np.random.default_rng(1).integers(0, 256, (1, *size, 3), dtype=np.uint8)
         (mask,) = session.run(["mask"], {"image": image, "canvas": np.empty(out, np.uint8)})
         with torch.inference_mode():
-            maker = segzoo.prediction.score_maker(model)
-            x_BCHW = segzoo.preprocess.to_input(image[0], size, maker.row, maker.like)
+            maker = score_maker(model)
+            x_BCHW = to_input(image[0], size, maker.row, maker.like)
             expected = model.to_size(maker.head_output(x_BCHW), out).argmax(1).numpy()
         assert mask.dtype == np.uint8
         assert (mask == expected).mean() >= 0.9999
@@ -238,7 +244,7 @@ def test_masks_of_every_form(name, suffix, tmp_path):
 @pytest.mark.slow
 def test_the_commands_of_the_document(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(segzoo.data.scenes.render(seed=1_000_000)[0]).save("photo.jpg")
+    Image.fromarray(scenes.render(seed=1_000_000)[0]).save("photo.jpg")
     lines = "".join(re.findall(r"```sh\n(.*?)```", DOCUMENT, flags=re.DOTALL)).splitlines()
     for line in lines:
         program, *words = line.split()

@@ -18,9 +18,13 @@ def positive(text: str) -> int:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """What a model is run by; `loading.score_maker_of` reads it."""
-    parser.add_argument("--engine", metavar="NAME", help="openvino, onnxruntime, inductor or eager (default: the model)")
+    parser.add_argument(
+        "--engine", metavar="NAME", help="openvino, onnxruntime, inductor or eager (default: the model)"
+    )
     parser.add_argument("--precision", choices=("f32", "bf16"), help="of the engine (default: f32)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: all cores)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: all cores)"
+    )
     parser.add_argument("--engine-file", metavar="FILE", help="file of `segzoo export`, in place of a model")
     parser.add_argument("--trust-code", action="store_true", help="run a .pt2 file, which holds code")
 

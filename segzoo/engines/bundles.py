@@ -30,7 +30,7 @@ from ..plans import current_plan
 from ..zoo.config import config_to_dict, read_config
 from .compiling import segmenter_of
 from .engine import Engine, Runner, check_engine
-from .forms import MaskForm, Program, ScoresForm, dynamic_program, plain_twin
+from .forms import MaskForm, Program, ScoresForm, dynamic_program, plain_twin, unguarded
 from .runners import GraphRunner, OnnxRunner, OpenVINOCompiler, SizedOpenVINO, need, onnx_bytes, openvino_model
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}  # by the end of the file's name
@@ -283,7 +283,7 @@ def _read_openvino(path: Path, precision: str, threads: int | None) -> tuple[str
 def _read_pt2(path: Path) -> tuple[str | None, MakeRunner]:
     extra = {PT2_FILE: ""}
     with _reading(path), torch.inference_mode(False):
-        graph = torch.export.load(path, extra_files=extra).module(check_guards=False)
+        graph = unguarded(torch.export.load(path, extra_files=extra))
     return extra[PT2_FILE] or None, lambda names: GraphRunner(graph, len(names))
 
 

@@ -41,7 +41,9 @@ def compile(model: nn.Module, engine: str = "openvino", precision: str = "f32", 
     """
     check_engine(engine, precision, threads)
     source = segmenter_of(model)
-    return Engine(eval_twin(source), make_runner(source, engine, precision, threads), engine=engine, precision=precision)
+    return Engine(
+        eval_twin(source), make_runner(source, engine, precision, threads), engine=engine, precision=precision
+    )
 
 
 def make_runner(
@@ -72,5 +74,7 @@ def segmenter_of(model: nn.Module) -> SegmentationModel:
     places = {(tensor.device.type, tensor.dtype) for tensor in model.parameters()}
     if places != {("cpu", torch.float32)}:
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
-        raise SegzooError(f"engines are made of a model in float32 on the CPU, not of {found}; call model.float().cpu()")
+        raise SegzooError(
+            f"engines are made of a model in float32 on the CPU, not of {found}; call model.float().cpu()"
+        )
     return model

@@ -179,13 +179,20 @@ def _smallest(form: HeadForm, exported: ExportedProgram) -> int:
     if len(ranges) < 3 or any(bool(found.upper < NO_LIMIT) for found in ranges):
         raise SegzooError(f"torch.export made a constant of a side of the image: {exported.range_constraints}")
     bound = max(int(found.lower) for found in ranges)
-    graph = exported.module(check_guards=False)
+    graph = unguarded(exported)
     smallest = bound
     for side in reversed(range(STEP, bound, STEP)):
         if not all(_agrees(form, graph, size) for size in ((side, side), (side + 1, side + STEP - 3))):
             break
         smallest = side
     return smallest
+
+
+def unguarded(exported: ExportedProgram) -> nn.Module:
+    """The program as a module that takes every size that its operators take: what torch assumed is not checked."""
+    graph = exported.module(check_guards=False)
+    graph._forward_pre_hooks.clear()  # where the ranges of sides are checked
+    return graph
 
 
 def _agrees(form: HeadForm, graph: nn.Module, size: tuple[int, int]) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from types import ModuleType
@@ -126,14 +128,23 @@ class InductorRunner:
         with torch.inference_mode(False), torch.no_grad():
             graph = torch.export.export(self.form, (example,)).module()
             compiled: Any = torch.compile(graph, dynamic=False)
-            compiled(example)
+            try:
+                compiled(example)
+            except Exception as error:  # of many kinds
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                raise SegzooError(
+                    f"inductor cannot compile this ({reason}); it needs a C++ compiler: install one, or use "
+                    "engine='openvino'"
+                ) from error
         return compiled
 
     def __call__(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         compiled = self.compiled[tuple(x_BCHW.shape)]
         with torch.inference_mode(False), torch.no_grad():
             # A copy that is no inference tensor, since for those everything would be compiled once more.
-            return tuple(tensor.float() for tensor in compiled(torch.empty_like(x_BCHW, dtype=self.dtype).copy_(x_BCHW)))
+            return tuple(
+                tensor.float() for tensor in compiled(torch.empty_like(x_BCHW, dtype=self.dtype).copy_(x_BCHW))
+            )
 
 
 class GraphRunner:
@@ -173,10 +184,7 @@ class OnnxRunner:
 def onnx_bytes(program: Program) -> Any:
     """The program as an onnx.ModelProto."""
     need("onnxscript")
-    import warnings
-
-    with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own exporter, about itself
+    with torch.inference_mode(False), _without_warnings():
         converted = torch.onnx.export(
             program.exported,
             (),
@@ -187,6 +195,19 @@ def onnx_bytes(program: Program) -> Any:
         )
     assert converted is not None
     return converted.model_proto
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without those of converters about their own insides, some of which are logged with a traceback."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class OnnxRunners:
@@ -254,9 +275,16 @@ class OpenVINOCompiler:
 
 
 def openvino_model(program: Program) -> Any:
-    openvino = need("openvino")
-    with torch.inference_mode(False):
-        model = openvino.convert_model(program.exported)
+    """The program as an openvino.Model whose inputs and outputs have its names."""
+    need("openvino")
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    # What openvino.convert_model does, without its report to the vendor.
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with torch.inference_mode(False), _without_warnings():
+        decoder = TorchFXPythonDecoder.from_exported_program(program.exported)  # kept: the frontend does not own it
+        model = frontend.convert(frontend.load(decoder))
     for port, name in zip((*model.inputs, *model.outputs), (*program.input_names, *program.output_names), strict=True):
         port.get_tensor().set_names({name})
     return model
