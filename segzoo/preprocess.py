@@ -249,11 +249,11 @@ def to_input(image_HWC: np.ndarray, size: tuple[int, int], row: PretrainedCfg, l
     x = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None].to(like.device).float().div_(255)
     if x.shape[2:] != size:
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-    mean, std = (_per_channel(values, x.shape[1]).to(x.device) for values in (row.mean, row.std))
+    mean, std = (per_channel(values, x.shape[1]).to(x.device) for values in (row.mean, row.std))
     return ((x - mean) / std).to(like.dtype)
 
 
-def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+def per_channel(values: tuple[float, ...], channels: int) -> Tensor:
     """Statistics of RGB serve one channel by their mean and more channels by repetition, as the first conv does."""
     tensor = torch.tensor(values)
     if channels == 1:

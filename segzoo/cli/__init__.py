@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import convert, data, demo, eval, info, list, predict, publish
+from . import certify, convert, data, demo, eval, export, info, list, predict, publish
 from .output import say_error
 
 VERBS = {
@@ -22,6 +22,8 @@ VERBS = {
     "demo": demo,
     "eval": eval,
     "data": data,
+    "export": export,
+    "certify": certify,
     "convert": convert,
     "publish": publish,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .._errors import SegzooError
+
 DEFAULT_MODEL = "edaformer_t.scenes"
 
 
@@ -12,3 +14,23 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return value
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What a model is run by; `loading.score_maker_of` reads it."""
+    parser.add_argument(
+        "--engine", metavar="NAME", help="openvino, onnxruntime, inductor or eager (default: the model)"
+    )
+    parser.add_argument("--precision", choices=("f32", "bf16"), help="of the engine (default: f32)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: all cores)"
+    )
+    parser.add_argument("--engine-file", metavar="FILE", help="file of `segzoo export`, in place of a model")
+    parser.add_argument("--trust-code", action="store_true", help="run a .pt2 file, which holds code")
+
+
+def refuse_beside(option: str, args: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Raises SegzooError where one of the options `names` is given, too."""
+    for name in names:
+        if getattr(args, name.lstrip("-").replace("-", "_"), None):
+            raise SegzooError(f"{name} does not go with {option}: what it sets is fixed there; leave one of them out")

@@ -7,10 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from .._errors import SegzooError, WeightsError
+from .arguments import refuse_beside
 
 if TYPE_CHECKING:
     import torch
 
+    from ..engines import Engine
     from ..models.base import Model
 
 
@@ -35,6 +37,37 @@ def trained_model(args: argparse.Namespace) -> Model:
     model = create_model(args.model, num_classes=args.num_classes)
     load_weights(model, args.checkpoint, adapt_in_chans=True)
     return model
+
+
+def score_maker_of(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Model | Engine:
+    """What runs the images: the engine of --engine-file or --engine, else the model; with its --reduction.
+
+    Args:
+        dtype: of the model; None leaves it as it is.
+    """
+    import torch
+
+    if args.engine_file is not None:
+        from ..engines import load_engine
+
+        refuse_beside("--engine-file", args, ("--engine", "--checkpoint", "--num-classes", "--reduction"))
+        return load_engine(
+            args.engine_file, precision=args.precision or "f32", threads=args.threads, trust_code=args.trust_code
+        )
+    if args.engine is None and (args.precision or args.threads):
+        raise SegzooError("--precision and --threads are of an engine; add --engine openvino, for example")
+    if args.engine is not None and args.device != "cpu":
+        raise SegzooError(f"--engine {args.engine} runs on the processor; leave out --device {args.device}")
+    if args.engine is not None and dtype not in (None, torch.float32):
+        raise SegzooError("--dtype is the model's; of an engine say --precision bf16")
+    model = trained_model(args).eval().to(find_device(args.device), dtype)
+    if args.reduction:
+        model.set_inference_reduction(args.reduction)
+    if args.engine is None:
+        return model
+    from ..engines import compile
+
+    return compile(model, args.engine, args.precision or "f32", args.threads)
 
 
 def find_device(name: str) -> torch.device:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from .._errors import ImageError, SaveError, SegzooError
 from ..labels import load_labels
 from ..zoo.index import check_name
-from .arguments import DEFAULT_MODEL, positive
+from .arguments import DEFAULT_MODEL, add_engine, positive
 from .inputs import Input, find_inputs, is_url
-from .loading import find_device, trained_model
+from .loading import score_maker_of
 from .output import progress, say, say_error
 
 if TYPE_CHECKING:
-    from ..models.base import Model
+    from ..prediction import ScoreMaker
     from ..results import SavedFiles, Segmentation
 
 SUMMARY = "write a mask and an overlay for each image"
@@ -55,12 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=1, metavar="N", help="images of one size that run together (%(default)s)"
     )
+    add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
-    check_name(args.model)  # before torch is loaded
+    if args.engine_file is None:
+        check_name(args.model)  # before torch is loaded
     inputs = find_inputs(args.images, recursive=args.recursive, output=args.output)
     places = output_files(inputs, args.output)
     todo, skipped = [], []
@@ -112,9 +114,7 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
 
     from ..prediction import mask_maker, protocol_of, segment_many
 
-    model = trained_model(args).eval().to(find_device(args.device), getattr(torch, DTYPES[args.dtype]))
-    if args.reduction:
-        model.set_inference_reduction(args.reduction)
+    model = score_maker_of(args, getattr(torch, DTYPES[args.dtype]))
     maker = mask_maker(model)
     protocol = protocol_of(
         maker.row,
@@ -124,7 +124,7 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
         flip=args.flip,
     )
     if not args.json:
-        say(describe_model(model, args.checkpoint), sys.stderr)
+        say(describe_model(maker, args.checkpoint), sys.stderr)
     outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size)
     failed = 0
     bar = progress(outcomes, total=len(todo), as_json=args.json, unit=" images")
@@ -143,12 +143,12 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
     return failed
 
 
-def describe_model(model: Model, checkpoint: str | None = None) -> str:
+def describe_model(model: ScoreMaker, checkpoint: str | None = None) -> str:
     """One line: which model, what its weights were trained on, and what they are not for."""
-    row = model.pretrained_cfg
+    row = model.row
     if checkpoint is not None:
         return f"{model.name.partition('.')[0]} with the weights of {checkpoint}"
-    if row is None or not row.dataset:
+    if not row.dataset:
         return f"{model.name}, which does not say what it was trained on"
     data = load_labels(row.label_set).title if row.label_set else row.dataset
     terms = "; not for commercial use" if row.commercial_use is False else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,6 +33,28 @@ def resize_grid(grid_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
     if grid_BHWC.shape[1:3] == tuple(size):
         return grid_BHWC
     return to_channels_last(F.interpolate(to_channels_first(grid_BHWC), size=tuple(size), mode="bicubic"))
+
+
+def max_pool_to_grid(map_BCHW: Tensor, side: int) -> Tensor:
+    """Adaptive max pool to a square grid: (B, C, H, W) -> (B, C, side, side); a smaller map is enlarged.
+
+    Cell i covers the rows from floor(i * H / side) to ceil((i + 1) * H / side), and so for columns.
+    """
+    if not torch.compiler.is_compiling():
+        return F.adaptive_max_pool2d(map_BCHW, side)
+    # The same by operators of any size: the adaptive pool makes constants of the sides, and ONNX has none.
+    rows_BCGW = _max_of_cells(map_BCHW, side)
+    return _max_of_cells(rows_BCGW.transpose(2, 3), side).transpose(2, 3)
+
+
+def _max_of_cells(map_BCHW: Tensor, count: int) -> Tensor:
+    """The maximum of each of `count` cells of rows; a cell with fewer rows than the largest repeats its last."""
+    H = map_BCHW.shape[2]
+    cell_G1 = torch.arange(count, device=map_BCHW.device)[:, None]
+    first_G1 = cell_G1 * H // count
+    last_G1 = ((cell_G1 + 1) * H + count - 1) // count - 1
+    row_GR = torch.minimum(first_G1 + torch.arange(H // count + 2, device=map_BCHW.device), last_G1)
+    return map_BCHW[:, :, row_GR].amax(dim=3)
 
 
 def fit_grid(state: dict[str, Any], name: str, own: Tensor) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def resize_image_part(
     # Rows first and by hand, because only here the map is small and a strip needs an offset.
     start, stop = rows or (0, size[0])
     map_BCRW = _blend_rows(map_BCHW, start, stop, scale_H)
-    if size[1] < 2 * map_BCHW.shape[3]:  # torch takes a resize to as many columns for a copy, whatever its scale
+    # torch takes a resize to as many columns for a copy, whatever its scale; and recording with dynamic shapes makes a
+    # constant of a scale, and a condition of this comparison.
+    if torch.compiler.is_compiling() or size[1] < 2 * map_BCHW.shape[3]:
         return _blend_rows(map_BCRW.transpose(2, 3), 0, size[1], scale_W).transpose(2, 3)
     # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
     map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)

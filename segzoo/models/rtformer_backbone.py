@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import attend
 from ..layers.batch_norm import BatchNorm, conv_norm, norm_act_conv
+from ..layers.grids import max_pool_to_grid
 from ..layers.init import init_weights
 from ..layers.norm_folding import absorb, scale_and_shift
 from ..layers.reduction import GridReduction
@@ -187,7 +188,7 @@ class CrossResolutionAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor, low_BCHW: Tensor) -> Tensor:
         q_BHWC = to_channels_last(self.norm(x_BCHW))
-        kv_BCHW = self.kv(F.adaptive_max_pool2d(self.kv_norm(low_BCHW), self.grid()))
+        kv_BCHW = self.kv(max_pool_to_grid(self.kv_norm(low_BCHW), self.grid()))
         k_BMC, v_BMC = to_channels_last(kv_BCHW).flatten(1, 2).chunk(2, dim=-1)
         out_BNC = attend(q_BHWC.flatten(1, 2), k_BMC, v_BMC, num_heads=1, scale=self.scale)
         return to_channels_first(out_BNC.unflatten(1, q_BHWC.shape[1:3]))

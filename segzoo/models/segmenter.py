@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ class SegmentationModel(Model):
 
     # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
     score_kind: str = "logits"
+    head_names: ClassVar[tuple[str, ...]] = ("head",)  # of what `head_tensors` gives
     head_prefix = "decoder."
     encoder: Encoder
 
@@ -95,6 +96,14 @@ class SegmentationModel(Model):
     def forward_head(self, features: Pyramid) -> Any:
         """Maps -> scores at the decoder's own resolution, before any resize."""
         raise NotImplementedError
+
+    def head_tensors(self, head_output: Any) -> tuple[Tensor, ...]:
+        """The tensors of what `forward_head` returned, for an engine, which knows nothing else."""
+        return (head_output,)
+
+    def head_output_of(self, tensors: Sequence[Tensor], image_size: tuple[int, int]) -> Any:
+        """What `forward_head` returned for images of (H, W) pixels, from its tensors."""
+        return tensors[0]
 
     def to_size(self, head_output: Any, size: Sequence[int]) -> Tensor:
         """What `forward_head` returned -> scores (B, K, *size), the family's own way to full size."""

@@ -317,6 +317,16 @@ class SegViT(SegmentationModel):
         """Maps -> class logits and mask logits on the first map's grid, with the sizes that `to_size` needs."""
         return self._outputs(features)[-1]
 
+    head_names = ("class_logits", "mask_logits")
+
+    def head_tensors(self, head_output: MaskOutput) -> tuple[Tensor, ...]:
+        return head_output.class_logits, head_output.mask_logits
+
+    def head_output_of(self, tensors: Sequence[Tensor], image_size: tuple[int, int]) -> MaskOutput:
+        multiple = self.encoder.size_multiple
+        rows, columns = grid_of(image_size, multiple)
+        return MaskOutput(tensors[0], tensors[1], image_size, (rows * multiple, columns * multiple))
+
     def to_size(self, head_output: MaskOutput, size: Sequence[int]) -> Tensor:
         """Scores (B, K, *size): mask logits resized bilinearly, sigmoid, weighted by class probability and summed.
 
