@@ -144,7 +144,7 @@ def test_masks_of_images_that_need_no_resize_are_exact(masks):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_existing_file_stays(tmp_path):
+def test_an_existing_file_stays(tmp_path, capsys):
     path = tmp_path / "model.onnx"
     path.write_text("mine")
     with pytest.raises(segzoo.SegzooError, match="overwrite"):
@@ -152,6 +152,8 @@ def test_an_existing_file_stays(tmp_path):
     (tmp_path / "model.bin").write_text("mine")
     with pytest.raises(segzoo.SegzooError, match=r"model\.bin exists"):
         segzoo.export(tiny("test_segformer"), tmp_path / "model.xml")
+    assert main(["export", "edaformer_t.scenes", "-o", str(path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
     assert path.read_text() == "mine"
 
 
@@ -245,6 +247,8 @@ def test_masks_of_every_form(name, suffix, tmp_path):
 def test_the_commands_of_the_document(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(scenes.render(seed=1_000_000)[0]).save("photo.jpg")
+    (python,) = [block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "compile" in block]
+    exec(compile(python, "docs/deploy.md", "exec"), {})
     lines = "".join(re.findall(r"```sh\n(.*?)```", DOCUMENT, flags=re.DOTALL)).splitlines()
     for line in lines:
         program, *words = line.split()

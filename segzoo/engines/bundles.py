@@ -31,7 +31,16 @@ from ..zoo.config import config_to_dict, read_config
 from .compiling import segmenter_of
 from .engine import Engine, Runner, check_engine
 from .forms import MaskForm, Program, ScoresForm, dynamic_program, plain_twin, unguarded
-from .runners import GraphRunner, OnnxRunner, OpenVINOCompiler, SizedOpenVINO, need, onnx_bytes, openvino_model
+from .runners import (
+    GraphRunner,
+    OnnxRunner,
+    OpenVINOCompiler,
+    SizedOpenVINO,
+    need,
+    onnx_bytes,
+    openvino_model,
+    without_warnings,
+)
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}  # by the end of the file's name
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "eager"}
@@ -141,7 +150,8 @@ def _write_openvino(program: Program, path: Path, text: str) -> None:
 
 
 def _write_pt2(program: Program, path: Path, text: str) -> None:
-    torch.export.save(program.exported, path, extra_files={PT2_FILE: text})
+    with without_warnings():
+        torch.export.save(program.exported, path, extra_files={PT2_FILE: text})
 
 
 WRITERS: dict[str, Callable[[Program, Path, str], None]] = {
@@ -282,7 +292,7 @@ def _read_openvino(path: Path, precision: str, threads: int | None) -> tuple[str
 
 def _read_pt2(path: Path) -> tuple[str | None, MakeRunner]:
     extra = {PT2_FILE: ""}
-    with _reading(path), torch.inference_mode(False):
+    with _reading(path), torch.inference_mode(False), without_warnings():
         graph = unguarded(torch.export.load(path, extra_files=extra))
     return extra[PT2_FILE] or None, lambda names: GraphRunner(graph, len(names))
 
@@ -314,8 +324,11 @@ def _parsed(path: Path, text: str | None) -> dict[str, Any]:
 def _described(about: dict[str, Any], path: Path) -> SegmentationModel:
     """The model that the file was made of, without its parameters."""
     saved = read_config(about["config"])
-    with torch.device("meta"):
-        model = VARIANTS[saved.variant].build(saved.cfg).eval()
+    try:
+        with torch.device("meta"):
+            model = VARIANTS[saved.variant].build(saved.cfg).eval()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SegzooError(f"{path} describes no model that can be built: {error}") from error
     if not isinstance(model, SegmentationModel):
         raise SegzooError(f"{path} describes {saved.name}, which is no segmentation model")
     model.name = saved.name

@@ -184,7 +184,7 @@ class OnnxRunner:
 def onnx_bytes(program: Program) -> Any:
     """The program as an onnx.ModelProto."""
     need("onnxscript")
-    with torch.inference_mode(False), _without_warnings():
+    with torch.inference_mode(False), without_warnings():
         converted = torch.onnx.export(
             program.exported,
             (),
@@ -198,7 +198,7 @@ def onnx_bytes(program: Program) -> Any:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without those of converters about their own insides, some of which are logged with a traceback."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
@@ -282,7 +282,7 @@ def openvino_model(program: Program) -> Any:
 
     # What openvino.convert_model does, without its report to the vendor.
     frontend = FrontEndManager().load_by_framework("pytorch")
-    with torch.inference_mode(False), _without_warnings():
+    with torch.inference_mode(False), without_warnings():
         decoder = TorchFXPythonDecoder.from_exported_program(program.exported)  # kept: the frontend does not own it
         model = frontend.convert(frontend.load(decoder))
     for port, name in zip((*model.inputs, *model.outputs), (*program.input_names, *program.output_names), strict=True):

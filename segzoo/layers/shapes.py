@@ -52,6 +52,8 @@ def resize_image_part(
     Returns:
         (B, C, stop - start, size[1]).
     """
+    if torch.compiler.is_compiling():
+        return _resize_image_part_of_any_size(map_BCHW, size, image_size, padded_size, rows or (0, size[0]))
     scale_H, scale_W = (
         side / padded * image / out
         for side, padded, image, out in zip(map_BCHW.shape[2:], padded_size, image_size, size, strict=True)
@@ -59,19 +61,33 @@ def resize_image_part(
     # Rows first and by hand, because only here the map is small and a strip needs an offset.
     start, stop = rows or (0, size[0])
     map_BCRW = _blend_rows(map_BCHW, start, stop, scale_H)
-    # torch takes a resize to as many columns for a copy, whatever its scale; and recording with dynamic shapes makes a
-    # constant of a scale, and a condition of this comparison.
-    if torch.compiler.is_compiling() or size[1] < 2 * map_BCHW.shape[3]:
+    if size[1] < 2 * map_BCHW.shape[3]:  # torch takes a resize to as many columns for a copy, whatever its scale
         return _blend_rows(map_BCRW.transpose(2, 3), 0, size[1], scale_W).transpose(2, 3)
     # A repeated last column changes no value and guarantees that there are at least size[1] to keep.
     map_BCRW = torch.cat((map_BCRW, map_BCRW[..., -1:]), dim=-1)
     return F.interpolate(map_BCRW, scale_factor=(1.0, 1 / scale_W), mode="bilinear")[..., : size[1]]
 
 
-def _blend_rows(map_BCHW: Tensor, start: int, stop: int, scale: float) -> Tensor:
-    """Rows start <= y < stop of a bilinear resize of the rows alone, `scale` rows of the map apart."""
+def _resize_image_part_of_any_size(
+    map_BCHW: Tensor,
+    size: tuple[int, int],
+    image_size: tuple[int, int],
+    padded_size: tuple[int, int],
+    rows: tuple[int, int],
+) -> Tensor:
+    """The same for recording with dynamic sides, where scales that are no whole numbers would become constants."""
+    (scale_H, divisor_H), (scale_W, divisor_W) = (
+        (side * image, padded * out)
+        for side, padded, image, out in zip(map_BCHW.shape[2:], padded_size, image_size, size, strict=True)
+    )
+    map_BCRW = _blend_rows(map_BCHW, *rows, scale_H, divisor_H)
+    return _blend_rows(map_BCRW.transpose(2, 3), 0, size[1], scale_W, divisor_W).transpose(2, 3)
+
+
+def _blend_rows(map_BCHW: Tensor, start: int, stop: int, scale: float, divisor: int = 1) -> Tensor:
+    """Rows start <= y < stop of a bilinear resize of the rows alone, `scale / divisor` rows of the map apart."""
     dtype = torch.promote_types(map_BCHW.dtype, torch.float32)
-    y_R = (torch.arange(start, stop, device=map_BCHW.device, dtype=dtype) + 0.5) * scale - 0.5
+    y_R = (torch.arange(start, stop, device=map_BCHW.device, dtype=dtype) + 0.5) * scale / divisor - 0.5
     y_R = y_R.clamp(0, map_BCHW.shape[2] - 1)
     above_R = y_R.long()
     below_R = (above_R + 1).clamp(max=map_BCHW.shape[2] - 1)
