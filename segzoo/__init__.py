@@ -34,6 +34,7 @@ _HOMES = {
     "Neighbour2d": "layers.reduction",
     "cost": "costing",
     "fold": "folding",
+    "fit_reduction": "tuning",
     "push_to_hub": "sharing",
     "save_pretrained": "sharing",
     "predict": "prediction",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import convert, data, demo, eval, info, list, predict, publish
+from . import convert, data, demo, eval, info, list, predict, publish, tune
 from .output import say_error
 
 VERBS = {
@@ -22,6 +22,7 @@ VERBS = {
     "demo": demo,
     "eval": eval,
     "data": data,
+    "tune": tune,
     "convert": convert,
     "publish": publish,
 }
