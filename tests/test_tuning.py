@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,9 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
 
 import segzoo
 from segzoo import Bipartite, Neighbour2d, Pool, Window
+from segzoo.cli import main
 from segzoo.layers.reduction import NEUTRAL
 from segzoo.plans import Plan, current_plan, reduction_sites
 from segzoo.tuning.candidates import entries_by_site, groups_of
@@ -265,28 +267,22 @@ def test_an_interruption_leaves_the_model_as_it_was(model, images, monkeypatch):
 # --- record and command ---------------------------------------------------------------------------------------------
 
 
-def test_tune_writes_plan_table_and_figure(tmp_path, model, images):
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-    from safetensors.torch import save_file
-
+def test_tune_writes_plan_table_and_figure(tmp_path, model, images, capsys):
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     Image.fromarray(images[0]).save(tmp_path / "image.png")
     command = [
-        *(sys.executable, "-m", "segzoo", "tune", "test_edaformer", str(tmp_path / "image.png"), "--macs", "0.95"),
-        *("--checkpoint", str(tmp_path / "weights.safetensors"), "--num-classes", "13"),
-        *("--resize", "64", "96", "-o", str(tmp_path / "out")),
+        *("tune", "test_edaformer", str(tmp_path / "image.png"), "--macs", "0.95", "--resize", "64", "96"),
+        *("--checkpoint", str(tmp_path / "weights.safetensors"), "--num-classes", "13", "-o", str(tmp_path / "out")),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    assert main(command) == 0
+    printed = capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "reduction.json").read_text())
     assert saved["macs"] <= 0.95
-    assert model.set_inference_reduction(saved["plan"]).to_json() in result.stdout
+    assert model.set_inference_reduction(saved["plan"]).to_json() in printed
     assert (tmp_path / "out" / "reduction.png").read_bytes().startswith(b"\x89PNG")
-    assert "predicted" in result.stdout and "optimal" in result.stdout
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 2
-    assert "--overwrite" in again.stderr
+    assert "predicted" in printed and "optimal" in printed
+    assert main(command) == 2  # before any work: nothing is written over unasked
+    assert "reduction.json exists" in capsys.readouterr().err
 
 
 def test_a_missing_matplotlib_is_said(monkeypatch, tmp_path, model, images):
