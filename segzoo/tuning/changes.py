@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..layers.reduction import Entry
-from ..models.base import SegmentationModel
+from ..models.segmenter import SegmentationModel
 from ..plans import Plan, inference_reduction
 from ..prediction import protocol_of, score_maker, segment_one
 

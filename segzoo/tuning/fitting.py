@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._errors import SegzooError
 from ..layers.reduction import NEUTRAL
-from ..models.base import SegmentationModel
+from ..models.segmenter import SegmentationModel
 from ..plans import Plan, inference_reduction, reduction_sites, resolve_plan, set_inference_reduction
 from ..prediction import mask_maker, protocol_of, score_maker, windows
 from ..preprocess import ImageSource, load_image, model_size, to_input

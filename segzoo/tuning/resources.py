@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models.base import SegmentationModel
+from ..models.segmenter import SegmentationModel
 from ..prediction import score_maker
 
 WARM_UPS, REPEATS = 2, 7
