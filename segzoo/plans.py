@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,17 @@ from typing import Any
 from torch import nn
 
 from ._errors import SegzooError
-from .layers.reduction import NEUTRAL, Entry, Reduction, entry_to_json, entry_to_text, parse_entry
+from .layers.reduction import (
+    NEUTRAL,
+    Entry,
+    KeyValueReduction,
+    Pool,
+    Reduction,
+    Window,
+    entry_to_json,
+    entry_to_text,
+    parse_entry,
+)
 
 # Held while the entries of a model are set, or read together, so that no thread sees half of a plan.
 plan_lock = threading.Lock()
@@ -61,8 +72,9 @@ def set_inference_reduction(model: nn.Module, plan: object, *, during_training: 
     Args:
         plan: a preset's name; an int or entry for every key/value and grid site; a dict whose keys are parts
             ("encoder", "decoder", "encoder.q") with one entry per level or one for all, or single sites
-            ("encoder.2", "encoder.2.q"), which win over their part; the JSON text of such a dict; or None, which
-            makes every site neutral and restores the trained model bit-exactly. Sites not named become neutral.
+            ("encoder.2", "encoder.2.q"), which win over their part; the JSON text of such a dict; EDAFormer's own
+            notation "[16,8,2,1]-[2,4,8]", the sides of all pooled windows, for models trained with windows; or None,
+            which makes every site neutral and restores the trained model bit-exactly. Sites not named become neutral.
         during_training: also reduce in training mode, for fine-tuning with the reduction in place.
 
     Returns:
@@ -115,7 +127,7 @@ def resolve_plan(
     """The form in force of any accepted form of a plan; raises SegzooError without having changed anything."""
     resolved = Plan((site, NEUTRAL) for site in sites)
     if isinstance(plan, str):
-        plan = _parse_text(plan, presets)
+        plan = _parse_text(plan, sites, presets)
     if plan is None:
         return resolved
     if not sites:
@@ -137,9 +149,13 @@ def resolve_plan(
     return resolved
 
 
-def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
+def _parse_text(
+    text: str, sites: Mapping[str, Sequence[Reduction]], presets: Mapping[str, Mapping[str, Any]]
+) -> object:
     if text in presets:
         return presets[text]
+    if text.lstrip().startswith("["):
+        return _parse_notation(text, sites)
     if text.lstrip().startswith("{") or text.strip().isdigit():
         try:
             return json.loads(text)
@@ -149,6 +165,45 @@ def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
     raise SegzooError(
         f"reduction plan refused: no preset is called {text!r}; presets: {names}; or an int or a JSON dict"
     )
+
+
+def _parse_notation(text: str, sites: Mapping[str, Sequence[Reduction]]) -> dict[str, Entry]:
+    """EDAFormer's own notation "[16,8,2,1]-[2,4,8]": the side of every pooled window, level by level, encoder first.
+
+    What is a multiple of the trained side is a `Pool` of that factor, what is none a `Window`.
+    """
+    parts = _trained_sides(sites)
+    if not parts or any(max(sides.values()) == 1 for sides in parts.values()):
+        raise SegzooError(
+            f"reduction plan refused: {text!r} counts from trained pooling windows, which not every part of this model "
+            "has; give a dict of entries a part, whose whole numbers are factors"
+        )
+    notation = "-".join(f"[{','.join(map(str, sides.values()))}]" for sides in parts.values())
+    is_notation = re.fullmatch(r"\s*\[[\d\s,-]+\](\s*-?\s*\[[\d\s,-]+\])*\s*", text)
+    groups = [[int(side) for side in re.findall(r"\d+", group)] for group in re.findall(r"\[([^][]*)\]", text)]
+    if not is_notation or [len(group) for group in groups] != [len(sides) for sides in parts.values()]:
+        raise SegzooError(
+            f"reduction plan refused: {text!r} is not of the form {notation}, the windows this model was trained with"
+        )
+    entries: dict[str, Entry] = {}
+    for sides, group in zip(parts.values(), groups, strict=True):
+        for (site, trained), side in zip(sides.items(), group, strict=True):
+            if side < trained:
+                raise SegzooError(
+                    f"reduction plan refused: {text!r} has a window of {side} where {site} was trained with {trained}; "
+                    f"this model was trained with {notation}, and windows can only grow"
+                )
+            entries[site] = Window(side) if side % trained else Pool(side // trained)
+    return entries
+
+
+def _trained_sides(sites: Mapping[str, Sequence[Reduction]]) -> dict[str, dict[str, int]]:
+    """Side of the trained window of every key/value site: part -> {site: side}, in the order of the levels."""
+    leaves = [leaves[0] for leaves in sites.values() if isinstance(leaves[0], KeyValueReduction)]
+    parts: dict[str, dict[str, int]] = {leaf.part: {} for leaf in leaves}
+    for leaf in sorted(leaves, key=lambda leaf: leaf.level):
+        parts[leaf.part][leaf.site] = leaf.trained
+    return parts
 
 
 def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:

@@ -11,6 +11,7 @@ import segzoo
 NAMES = [
     *("create_model", "list_models", "list_pretrained", "model_info", "save_pretrained", "predict"),
     *("set_inference_reduction", "inference_reduction", "reduction_sites", "Pool", "Bipartite", "fold", "cost"),
+    *("Window", "LocalGlobal", "EnergyProtected", "GridMerge", "fit_reduction"),
 ]
 
 

@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 
 import segzoo
-from segzoo import Bipartite, Neighbour1d, Neighbour2d, OverlapPool, Pool
+from segzoo import (
+    Bipartite,
+    EnergyProtected,
+    GridMerge,
+    LocalGlobal,
+    Neighbour1d,
+    Neighbour2d,
+    OverlapPool,
+    Pool,
+    Window,
+)
 from segzoo.layers.reduction import GridReduction, KeyValueReduction, QueryReduction
 from segzoo.plans import current_plan
 
@@ -51,6 +61,14 @@ def test_sites(model):
          {"decoder.1": Pool(2), "decoder.2": Neighbour1d(2)}),
         ('{"decoder": {"type": "Bipartite", "ratio": 0.5, "stride": 2}}',
          {f"decoder.{i}": Bipartite(0.5, 2) for i in range(3)}),
+        ({"encoder.0.q": LocalGlobal(2, 0.5, 0.25), "encoder.0": EnergyProtected(0.25), "encoder.1": GridMerge(1.5)},
+         {"encoder.0.q": LocalGlobal(2, 0.5, 0.25), "encoder.0": EnergyProtected(0.25, 0.5),
+          "encoder.1": GridMerge(1.5, "avg")}),
+        ({"decoder": (3, 3, Window(9))}, {"decoder.0": Pool(3), "decoder.1": Pool(3), "decoder.2": Window(9)}),
+        ("[16,8,2,1]-[2,4,8]",
+         {site: Pool(2) for site in ("encoder.0", "encoder.1", "decoder.0", "decoder.1", "decoder.2")}),
+        ("[8-4-2-1]-[3-6-9]", {"decoder.0": Pool(3), "decoder.1": Pool(3), "decoder.2": Window(9)}),
+        (" [8, 4, 3, 1] [1, 2, 4] ", {"encoder.2": Window(3)}),
         ("optimal", {site: Pool(2) for site in ("encoder.0", "encoder.1", "decoder.0", "decoder.1", "decoder.2")}),
         ({}, {}),
         (1, {}),
@@ -92,6 +110,14 @@ def test_forms_of_a_plan(model, plan, expected):
         ({"encoder.0.q": OverlapPool(2)}, "site encoder.0.q takes .*not OverlapPool"),
         ({"encoder.0.q": Pool(2, "max")}, "average only"),
         ("{nonsense", "not valid JSON"),
+        ({"encoder": {"type": "GridMerge", "factor": 0}}, "factor"),
+        ({"encoder.0": Window(7)}, "encoder.0 was trained with windows of 8 x 8"),
+        ({"encoder.0.q": Window(9)}, "site encoder.0.q takes .*not Window"),
+        ("[16,8,2,1]", r"\[8,4,2,1\]-\[1,2,4\]"),
+        ("[16,8,2]-[1,2,4]", r"\[8,4,2,1\]-\[1,2,4\]"),
+        ("[16,8,2,1]-[1,2,4", r"\[8,4,2,1\]-\[1,2,4\]"),
+        ("[4,4,2,1]-[1,2,4]", r"encoder.0 was trained with 8.*\[8,4,2,1\]-\[1,2,4\]"),
+        ("[8,4,2,0]-[1,2,4]", "window of 0"),
         (object(), "no reduction entry"),
     ],
 )
@@ -115,6 +141,15 @@ def test_a_wrong_plan_is_refused_as_a_whole(model, plan, message):
         (lambda: Bipartite(0.5, 0), "stride"),
         (lambda: Neighbour2d(0), "stride"),
         (lambda: Neighbour1d(0), "stride"),
+        (lambda: Window(0), "side"),
+        (lambda: LocalGlobal(0, 0.5, 0.5), "window"),
+        (lambda: LocalGlobal(2, True, 0.5), "local"),
+        (lambda: LocalGlobal(2, 0.5, float("nan")), "ratio"),
+        (lambda: EnergyProtected(1.5), "ratio"),
+        (lambda: EnergyProtected(0.5, "high"), "margin"),
+        (lambda: GridMerge(0.9), "factor"),
+        (lambda: GridMerge(float("inf")), "factor"),
+        (lambda: GridMerge(2, "max"), "kind"),
     ],
 )
 def test_wrong_entries_are_refused_by_name(make, message):
@@ -160,6 +195,10 @@ def test_pools_are_the_torch_pools_of_the_multiplied_window():
         Pool(3, "max"): F.max_pool2d(x_BCHW, 6),
         OverlapPool(2): F.avg_pool2d(x_BCHW, 7, 4, 3),
         Pool(100): x_BCHW.mean(dim=(2, 3), keepdim=True),
+        Window(2): F.avg_pool2d(x_BCHW, 2),
+        Window(5): F.avg_pool2d(x_BCHW, 5),
+        Window(15): F.avg_pool2d(x_BCHW, (13, 15)),
+        Window(100): x_BCHW.mean(dim=(2, 3), keepdim=True),
         Neighbour2d(2): F.avg_pool2d(F.avg_pool2d(x_BCHW, 2), 2, ceil_mode=True),
         Neighbour1d(5): F.avg_pool1d(F.avg_pool2d(x_BCHW, 2).flatten(2), 5, ceil_mode=True)[..., None],
     }
@@ -179,6 +218,9 @@ def test_queries_come_back_to_their_places():
         (Neighbour2d(4), 6),
         (Neighbour1d(4), 16),
         (Bipartite(0.5, 2), 32),
+        (LocalGlobal(3, 0.5, 0.25), 30),
+        (EnergyProtected(0.25), 48),
+        (GridMerge(2), 20),
     ]:
         leaf.entry = entry
         tokens_BNC, restore = leaf(x_BHWC)
@@ -187,6 +229,25 @@ def test_queries_come_back_to_their_places():
         constant = torch.full_like(x_BHWC, 0.3)
         tokens_BNC, restore = leaf(constant)
         torch.testing.assert_close(restore(tokens_BNC), constant)
+
+
+def test_neutral_settings_and_windows_as_trained_are_bit_exact(model):
+    x_BCHW = torch.randn(1, 3, 64, 96)
+    windows = {"encoder": [Window(side) for side in (8, 4, 2, 1)], "decoder": [Window(side) for side in (1, 2, 4)]}
+    nothing = (LocalGlobal(3, 0, 0), EnergyProtected(0), GridMerge(1))
+    with torch.no_grad():
+        expected = model(x_BCHW)
+        for plan in (windows, *(dict.fromkeys(("encoder", "encoder.q", "decoder"), entry) for entry in nothing)):
+            model.set_inference_reduction(plan)
+            assert torch.equal(model(x_BCHW), expected)
+
+
+def test_notation_of_an_encoder_alone(model):
+    plan = segzoo.set_inference_reduction(model.encoder, "[16,4,3,1]")
+    assert {site: entry for site, entry in plan.items() if entry != Pool(1)} == {
+        "encoder.0": Pool(2),
+        "encoder.2": Window(3),
+    }
 
 
 def test_grid_shrinks_to_one_at_most():
@@ -199,7 +260,10 @@ def test_grid_shrinks_to_one_at_most():
 
 
 def test_every_strategy_works_at_every_site_and_size(model):
-    for entry in (Bipartite(0.6, 2), Bipartite(0.9, 4), Neighbour2d(2), Neighbour1d(2)):
+    for entry in (
+        *(Bipartite(0.6, 2), Bipartite(0.9, 4), Neighbour2d(2), Neighbour1d(2)),
+        *(LocalGlobal(2, 0.5, 0.3), EnergyProtected(0.4), GridMerge(1.5), GridMerge(2, "magnitude")),
+    ):
         model.set_inference_reduction({"encoder": entry, "decoder": entry, "encoder.q": entry, "decoder.q": entry})
         for size in ((1, 1), (17, 23), (64, 96)):
             with torch.no_grad():

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +32,13 @@ def _require_int(entry: object, name: str) -> None:
     if not merging.is_count(value):
         raise SegzooError(f"{type(entry).__name__}: {name} must be a whole number of at least 1, not {value!r}")
     object.__setattr__(entry, name, int(value))  # Python's, for JSON, from NumPy's too
+
+
+def _require_share(entry: object, name: str) -> None:
+    value = getattr(entry, name)
+    if not merging.is_share(value):
+        raise SegzooError(f"{type(entry).__name__}: {name} must be a number between 0 and 1, not {value!r}")
+    object.__setattr__(entry, name, float(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +84,7 @@ class Bipartite:
     stride: int  # one destination a cell of stride x stride tokens
 
     def __post_init__(self) -> None:
-        if not merging.is_share(self.ratio):
-            raise SegzooError(f"Bipartite: ratio must be a number between 0 and 1, not {self.ratio!r}")
-        object.__setattr__(self, "ratio", float(self.ratio))
+        _require_share(self, "ratio")
         _require_int(self, "stride")
 
 
@@ -101,8 +108,109 @@ class Neighbour1d:
         _require_int(self, "stride")
 
 
-Entry = Pool | OverlapPool | Bipartite | Neighbour2d | Neighbour1d
-ENTRY_TYPES: tuple[type, ...] = (Pool, OverlapPool, Bipartite, Neighbour2d, Neighbour1d)
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Average windows of `side` x `side` tokens, whatever the trained window: for sides that are no multiple of it, as
+    EDAFormer's Table 5b has them. Only for keys and values, and never smaller than the trained window.
+
+    (B, H, W, C) -> (B, (H // side) * (W // side), C) at no cost; the window is clamped to the map.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_edaformer")  # its decoder was trained with windows of 1, 2 and 4
+    >>> model.set_inference_reduction({"decoder": (3, 3, segzoo.Window(9))})["decoder.2"]
+    Window(side=9)
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        _require_int(self, "side")
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalGlobal:
+    """Merge the most uniform windows, then the most similar of the tokens left, wherever they are (after ALGM).
+
+    (B, N, C) -> (B, M, C) with M = M1 - min(int(M1 * ratio), M1 // 2) and M1 what the windows leave: N less
+    window**2 - 1 tokens for each of the share `local` of the complete windows. Comparing takes (M1 / 2)**2 * C
+    multiply-accumulates. `LocalGlobal(window, 0, 0)` is neutral. See `layers.merging.local_then_global`.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_segformer")
+    >>> model.set_inference_reduction({"encoder.2.q": segzoo.LocalGlobal(2, 0.5, 0.2)})["encoder.2.q"]
+    LocalGlobal(window=2, local=0.5, ratio=0.2)
+    """
+
+    window: int  # side of a local window; a remainder row or column is in none
+    local: float  # share of the complete windows to merge, 0 to 1
+    ratio: float  # share of the tokens left to merge away, 0 to 1; at most half of them can go
+
+    def __post_init__(self) -> None:
+        _require_int(self, "window")
+        _require_share(self, "local")
+        _require_share(self, "ratio")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyProtected:
+    """Merge tokens of which there are many alike, and protect the rare ones (PiToMe).
+
+    (B, N, C) -> (B, N - r, C) with r = min(int(N * ratio), N // 2). The energies take N**2 * C multiply-accumulates,
+    which is as much as half an attention of N queries: for small sets of tokens. `EnergyProtected(0)` is neutral. See
+    `layers.merging.energy_protected`.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_segvit")
+    >>> model.set_inference_reduction({"encoder.1": segzoo.EnergyProtected(0.4)})["encoder.1"]
+    EnergyProtected(ratio=0.4, margin=0.5)
+    """
+
+    ratio: float  # share of all tokens to merge away, 0 to 1; at most half of them can go
+    margin: float = 0.5  # similarity from which tokens count as alike, -1 to 1; the paper's falls with depth from 0.9
+
+    def __post_init__(self) -> None:
+        _require_share(self, "ratio")
+        if not merging.is_similarity(self.margin):
+            raise SegzooError(f"EnergyProtected: margin must be a number between -1 and 1, not {self.margin!r}")
+        object.__setattr__(self, "margin", float(self.margin))
+
+
+@dataclasses.dataclass(frozen=True)
+class GridMerge:
+    """Merge adjacent tokens of every row, then of every column, the most similar first (after CubistMerge).
+
+    (B, H, W, C) -> (B, H' * W', C) with H' = ceil(H / factor), W' = ceil(W / factor): as many tokens as
+    `Neighbour2d(factor)` leaves, still a grid on which strided and depthwise convolutions work, but fine where the
+    image is busy and coarse where it is not. Comparing takes 2 * H * W * C multiply-accumulates, which no count shows,
+    since they are no matmul. `GridMerge(1)` is neutral. See `layers.merging.merge_grid`.
+
+    >>> import segzoo
+    >>> model = segzoo.create_model("test_segformer")
+    >>> model.set_inference_reduction({"encoder": segzoo.GridMerge(1.5)})["encoder.0"]
+    GridMerge(factor=1.5, kind='avg')
+    """
+
+    factor: float  # by which each side shrinks, at least 1
+    kind: str = "avg"  # or "magnitude", the paper's: in every channel the value farthest from zero
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.factor, numbers.Real) and not isinstance(self.factor, bool)
+        if not (is_number and 1 <= self.factor < math.inf):
+            raise SegzooError(f"GridMerge: factor must be a number of at least 1, not {self.factor!r}")
+        object.__setattr__(self, "factor", float(self.factor))
+        if self.kind not in ("avg", "magnitude"):
+            raise SegzooError(f"GridMerge: kind must be 'avg' or 'magnitude', not {self.kind!r}")
+
+    def size(self, grid: Sequence[int]) -> tuple[int, int]:
+        """(H', W') that is left of a grid (H, W)."""
+        H, W = grid
+        return math.ceil(H / self.factor), math.ceil(W / self.factor)
+
+
+GridEntry = Pool | OverlapPool | Window | GridMerge  # what they leave is a map again
+Matching = Bipartite | LocalGlobal | EnergyProtected | GridMerge | Neighbour2d | Neighbour1d
+Entry = GridEntry | Matching
+ENTRY_TYPES: tuple[type, ...] = typing.get_args(Entry)
 NEUTRAL = Pool(1)
 
 
@@ -110,7 +218,7 @@ def parse_entry(value: object) -> Entry:
     """An entry from what a plan may hold: None, an int, an entry, or an entry's JSON form."""
     if value is None:
         return NEUTRAL
-    if isinstance(value, (Pool, OverlapPool, Bipartite, Neighbour2d, Neighbour1d)):
+    if isinstance(value, Entry):
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return Pool(int(value))
@@ -123,7 +231,8 @@ def parse_entry(value: object) -> Entry:
                 return kind(**fields)
     raise SegzooError(
         f"{value!r} is no reduction entry; use a whole number n (= Pool(n)), None, Pool(n, 'avg' | 'max'), "
-        "OverlapPool(n), Bipartite(ratio, stride), Neighbour2d(stride) or Neighbour1d(stride); in JSON "
+        "OverlapPool(n), Window(side), Bipartite(ratio, stride), LocalGlobal(window, local, ratio), "
+        "EnergyProtected(ratio, margin), GridMerge(factor, kind), Neighbour2d(stride) or Neighbour1d(stride); in JSON "
         '{"type": "Bipartite", "ratio": 0.6, "stride": 2}'
     )
 
@@ -197,12 +306,18 @@ class KeyValueReduction(Reduction):
         super().__init__(part=part, level=level)
         self.trained = trained
 
+    def check(self, entry: Entry) -> None:
+        super().check(entry)
+        if isinstance(entry, Window) and entry.side < self.trained:
+            raise SegzooError(
+                f"site {self.site} was trained with windows of {self.trained} x {self.trained}, and "
+                f"{entry_to_text(entry)} would give more tokens than that, not fewer"
+            )
+
     def forward(self, x_BHWC: Tensor) -> Tensor:
         entry = self.in_force
-        if isinstance(entry, OverlapPool):
-            return _overlap_pool(x_BHWC, self.trained * entry.factor).flatten(1, 2)
-        if isinstance(entry, Pool):
-            return _pool(x_BHWC, self.trained * entry.factor, entry.kind).flatten(1, 2)
+        if isinstance(entry, GridEntry):
+            return reduce_map(entry, x_BHWC, trained=self.trained).flatten(1, 2)
         x_BHWC = _pool(x_BHWC, self.trained, "avg")
         tokens_BNC = x_BHWC.flatten(1, 2)
         merge, _ = _match(entry, tokens_BNC, x_BHWC.shape[1:3])
@@ -219,7 +334,7 @@ class QueryReduction(Reduction):
     """
 
     side = "q"
-    takes = (Pool, Bipartite, Neighbour2d, Neighbour1d)
+    takes = (Pool, Bipartite, LocalGlobal, EnergyProtected, GridMerge, Neighbour2d, Neighbour1d)
 
     def check(self, entry: Entry) -> None:
         super().check(entry)
@@ -232,7 +347,7 @@ class QueryReduction(Reduction):
         tokens_BNC = x_BHWC.flatten(1, 2)
         if isinstance(entry, Pool):
             entry = Neighbour2d(entry.factor)
-        assert not isinstance(entry, OverlapPool)  # `check` lets none in
+        assert not isinstance(entry, OverlapPool | Window)  # `check` lets none in
         merge, unmerge = _match(entry, tokens_BNC, grid)
         return merge(tokens_BNC), lambda out_BNC: unmerge(out_BNC).unflatten(1, grid)
 
@@ -261,6 +376,24 @@ class GridReduction(Reduction):
         return f"{super().extra_repr()}, trained={self.trained}"
 
 
+def reduce_map(entry: GridEntry, x_BHWC: Tensor, *, trained: int = 1) -> Tensor:
+    """(B, H, W, C) -> (B, H', W', C), a smaller map that a strided or depthwise convolution can go on with.
+
+    Args:
+        trained: side of the pooling window that the model was trained with.
+    """
+    if isinstance(entry, OverlapPool):
+        return _overlap_pool(x_BHWC, trained * entry.factor)
+    if isinstance(entry, Pool):
+        return _pool(x_BHWC, trained * entry.factor, entry.kind)
+    if isinstance(entry, Window):
+        return _pool(x_BHWC, entry.side, "avg")
+    x_BHWC = _pool(x_BHWC, trained, "avg")
+    tokens_BNC, grid = x_BHWC.flatten(1, 2), x_BHWC.shape[1:3]
+    merge, _ = _match(entry, tokens_BNC, grid)
+    return merge(tokens_BNC).unflatten(1, entry.size(grid))
+
+
 def _pool(x_BHWC: Tensor, window: int, kind: str) -> Tensor:
     """Non-overlapping pool in floor mode (remainder rows and columns are dropped); the window is clamped to the map."""
     H, W = x_BHWC.shape[1:3]
@@ -280,12 +413,16 @@ def _overlap_pool(x_BHWC: Tensor, window: int) -> Tensor:
     return to_channels_last(pooled)
 
 
-def _match(
-    entry: Bipartite | Neighbour2d | Neighbour1d, tokens_BNC: Tensor, grid: Sequence[int]
-) -> tuple[merging.TokenMap, merging.TokenMap]:
+def _match(entry: Matching, tokens_BNC: Tensor, grid: Sequence[int]) -> tuple[merging.TokenMap, merging.TokenMap]:
     H, W = grid
     if isinstance(entry, Bipartite):
         return merging.bipartite_2d(tokens_BNC, (H, W), ratio=entry.ratio, stride=entry.stride)
+    if isinstance(entry, LocalGlobal):
+        return merging.local_then_global(tokens_BNC, (H, W), window=entry.window, local=entry.local, ratio=entry.ratio)
+    if isinstance(entry, EnergyProtected):
+        return merging.energy_protected(tokens_BNC, ratio=entry.ratio, margin=entry.margin)
+    if isinstance(entry, GridMerge):
+        return merging.merge_grid(tokens_BNC, (H, W), size=entry.size(grid), kind=entry.kind)
     if isinstance(entry, Neighbour1d):
         return merging.neighbour_1d(H * W, stride=entry.stride)
     return merging.neighbour_2d((H, W), stride=entry.stride)

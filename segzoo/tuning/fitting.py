@@ -1,0 +1,315 @@
+"""The walk: images -> what each entry changes alone -> plans -> the plan for a budget, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from .._errors import SegzooError
+from ..layers.reduction import NEUTRAL
+from ..models.segmenter import SegmentationModel
+from ..plans import Plan, inference_reduction, reduction_sites, resolve_plan, set_inference_reduction
+from ..prediction import mask_maker, protocol_of, score_maker, windows
+from ..preprocess import ImageSource, load_image, model_size, to_input
+from ..twins import eval_twin
+from .candidates import Group, entries_by_site, groups_of
+from .changes import Changes, Forecast, bootstrap_interval
+from .macs import Passes, only_what_saves, option_macs
+from .record import Point, ReductionFit, Resource
+from .resources import latency_ms as measure_latency
+from .resources import memory_mb as measure_memory
+from .search import Choice, Price, choose, floor, front
+
+FACTORS = (2, 3, 4, 6, 8)  # tried at every site of keys and values, and on RTFormer's grid
+FRONT_POINTS = 24
+CALIBRATIONS = 4  # plans of the front that are measured as a whole, besides the presets
+
+
+def fit_reduction(
+    model: nn.Module,
+    images: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
+    *,
+    macs: float | None = None,
+    latency_ms: float | None = None,
+    memory_mb: float | None = None,
+    max_change: float | None = None,
+    entries: Sequence[object] = FACTORS,
+    queries: Sequence[object] = (),
+    resize: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> ReductionFit:
+    """Choose an inference reduction for a budget on a few images of your own, without labels, and set it.
+
+    Each entry is tried alone at each site: how many pixels of the masks change against the model without reduction.
+    What it saves is counted exactly. Plans are searched in these tables, greedily by saving per changed pixel and then
+    by pairs of sites; a few whole plans are measured to learn how the changes of single entries combine, and so is the
+    chosen one. Choosing by `macs` or `max_change` gives the same plan at every call.
+
+    >>> import segzoo
+    >>> from segzoo.data import scenes
+    >>> model = segzoo.create_model("edaformer_t", pretrained=True)
+    >>> fit = segzoo.fit_reduction(model, [scenes.render(seed=7, size=(64, 128))[0]], macs=0.95, entries=[2])
+    >>> fit.macs <= 0.95, fit.plan == model.set_inference_reduction(fit.plan)
+    (True, True)
+
+    Args:
+        model: a segmentation model of segzoo with reduction sites; in any mode.
+        images: one or, better, eight and more images such as the model will see, as for `predict`.
+        macs: multiply-accumulates at most, as a share of those without reduction.
+        latency_ms: milliseconds at most of a forward pass of one image on the model's device, from the prepared image
+            to the scores at the decoder's resolution; the mean where images or windows differ in size. Measured: do
+            nothing else on the machine meanwhile.
+        memory_mb: megabytes (10**6 bytes) at most of all tensors alive during the forward pass of the largest size.
+        max_change: share of the mask's pixels at most that may change, mean of these images.
+        entries: what is tried at sites of keys and values and on grids: whole numbers (factors) or plan entries. What
+            the model's presets say for a site is always tried, too.
+        queries: what is tried at sites of queries, such as `Neighbour2d(2)`; by default what the presets say alone.
+        resize: (H, W) in pixels at which the model sees the images; default: the rule of its weights row.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        A record with `.plan`, which is in force now.
+
+    Raises:
+        SegzooError: not exactly one budget, one that cannot be reached (the error names the floor), a model without
+            sites, or an entry that no site takes; the model is as it was.
+        ImageError: an image that cannot be read; the model is as it was.
+    """
+    name, budget = _the_budget(macs=macs, latency_ms=latency_ms, memory_mb=memory_mb, max_change=max_change)
+    mask_maker(model)  # says what is wrong with a module that gives no masks
+    if not isinstance(model, SegmentationModel):
+        raise SegzooError(
+            "fit_reduction takes a model, whose reduction can still be chosen; compile or export it after"
+        )
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not sources:
+        raise SegzooError("fit_reduction needs at least one image")
+    arrays = [load_image(source, model.in_chans) for source in sources]
+    twin = eval_twin(model)  # what is tried is never seen by anyone who uses the model meanwhile
+    set_inference_reduction(twin, None)
+    fit = _Fit(twin, arrays, entries=entries, queries=queries, resize=resize, progress=progress).run(name, budget)
+    set_inference_reduction(model, fit.plan)
+    return fit
+
+
+def _the_budget(**budgets: float | None) -> tuple[str, float]:
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise SegzooError(f"give exactly one budget of {', '.join(budgets)}, not {', '.join(given) or 'none'}")
+    ((name, value),) = given.items()
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in ("macs", "max_change"):
+        lowest = 0 <= value if is_number and name == "max_change" else is_number and 0 < value
+        if not (is_number and lowest and value <= 1):
+            raise SegzooError(f"{name} is a share, such as {0.85 if name == 'macs' else 0.01}, not {value!r}")
+    elif not (is_number and 0 < value < float("inf")):
+        raise SegzooError(f"{name} must be a positive number, not {value!r}")
+    return name, float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tables:
+    """What a plan costs and changes, by addition over groups."""
+
+    groups: list[Group]  # with the options that save anything
+    macs: list[list[int]]  # of every group's attention by option
+    fixed: int  # multiply-accumulates of what no option changes
+    forecast: Forecast
+
+    @functools.cached_property
+    def prices(self) -> list[list[Price]]:
+        return [
+            [Price(cost, self.forecast.weight(option)) for cost, option in zip(costs, group.options, strict=True)]
+            for group, costs in zip(self.groups, self.macs, strict=True)
+        ]
+
+    @property
+    def least(self) -> float:
+        """Multiply-accumulates of the strongest plan."""
+        return self.fixed + sum(min(costs) for costs in self.macs)
+
+    def plan(self, choice: Choice) -> Plan:
+        chosen = (group.options[index] for group, index in zip(self.groups, choice, strict=True))
+        return Plan(item for option in chosen for item in option.items())
+
+
+class _Fit:
+    """One call: its images, its tables, and the ways to a plan."""
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        arrays: Sequence[np.ndarray],
+        *,
+        entries: Sequence[object],
+        queries: Sequence[object],
+        resize: tuple[int, int] | None,
+        progress: bool,
+    ):
+        self.model, self.arrays, self.resize, self.progress = model, arrays, resize, progress
+        sites = reduction_sites(model)
+        if not sites:
+            raise SegzooError(f"{model.name or type(model).__name__} has no reduction sites; there is nothing to fit")
+        self.presets = {name: resolve_plan(name, sites, model.reduction_presets) for name in model.reduction_presets}
+        tried = entries_by_site(sites, model.reduction_presets, entries, queries)
+        self.passes = _passes(model, arrays, resize)
+        self.groups = groups_of(sites, tried)
+        self.base, self.macs = option_macs(model, self.groups, self.passes)
+        groups, macs = only_what_saves(self.groups, self.macs)
+        fixed = self.base - sum(costs[0] for costs in macs)
+        self.tables = _Tables(groups, macs, fixed, Forecast({}))
+        self.measured: dict[str, np.ndarray] = {}  # plan as JSON -> (images,) change
+
+    def run(self, name: str, budget: float) -> ReductionFit:
+        tables = self.tables
+        reach: Callable[[], float] | None = None
+        if name == "macs":
+            self._require_reach(name, budget, tables.least / self.base)
+        elif name != "max_change":
+            measure, inputs = (measure_latency if name == "latency_ms" else measure_memory), self._inputs()
+            reach = functools.partial(measure, self.model, inputs)
+            with inference_reduction(self.model, tables.plan(floor(tables.prices))):
+                self._require_reach(name, budget, reach())
+        self._measure_changes()
+        choices = front(self.tables.prices, FRONT_POINTS)
+        if name == "macs":
+            choice = choose(self.tables.prices, budget * self.base - self.tables.fixed)
+            chosen = self.tables.plan(choice) if choice else Plan()
+        elif reach is None:
+            chosen = self._within_change(choices, budget)
+        else:
+            chosen = self._within_reach(choices, budget, reach)
+        return self._record({name: budget}, chosen, choices, reach)
+
+    def _require_reach(self, name: str, budget: float, least: float) -> None:
+        if least <= budget:
+            return
+        what = f"{least:.3f} of the multiply-accumulates" if name == "macs" else f"{least:.1f} ({name})"
+        raise SegzooError(
+            f"{name}={budget:g} cannot be reached: the strongest plan of the entries tried leaves {what}; allow that "
+            "much, or give more entries= and queries="
+        )
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _measure_changes(self) -> None:
+        """What every entry changes alone, and how changes combine in whole plans."""
+        from tqdm import tqdm  # comes with huggingface-hub
+
+        plans = [plan for plan in self.presets.values() if not plan.is_neutral]
+        options = [option for group in self.tables.groups for option in group.options]
+        items = [item for option in (*options, *plans) for item in option.items()]
+        alone = [(site, entry) for site, entry in dict.fromkeys(items) if entry != NEUTRAL]
+        runs = 1 + len(alone) + len(plans) + CALIBRATIONS
+        hidden = not self.progress or not sys.stderr.isatty()
+        with tqdm(total=runs * len(self.arrays), desc="images", leave=False, disable=hidden, file=sys.stderr) as bar:
+            self.changes = Changes(self.model, self.arrays, resize=self.resize, advance=bar.update)
+            changes = {(site, entry): self.changes.measure({site: entry}) for site, entry in alone}
+            tables = dataclasses.replace(self.tables, forecast=Forecast(changes))
+            choices = front(tables.prices, FRONT_POINTS)[1:]
+            spread = {round(i) for i in np.linspace(0, len(choices) - 1, CALIBRATIONS)} if choices else ()
+            plans += [tables.plan(choices[index]) for index in sorted(spread)]
+            known = [(plan, self._measure(plan)) for plan in plans]
+            forecast = tables.forecast.calibrated(known, self.changes.half_a_pixel)
+            self.tables = dataclasses.replace(self.tables, forecast=forecast)
+
+    def _measure(self, plan: Plan) -> np.ndarray:
+        key = self._complete(plan).to_json()
+        if key not in self.measured:
+            self.measured[key] = self.changes.measure(plan)
+        return self.measured[key]
+
+    def _inputs(self) -> list[tuple[Tensor, int]]:
+        """A prepared image of every size at which the model runs, and how often it does."""
+        maker = score_maker(self.model)
+        return [(to_input(self.arrays[0], size, maker.row, maker.like), times) for size, times in self.passes.items()]
+
+    # --- choosing -----------------------------------------------------------------------------------------------------
+
+    def _within_change(self, choices: Sequence[Choice], budget: float) -> Plan:
+        """The cheapest plan of the front whose measured change keeps to the budget."""
+        for choice in reversed(choices):
+            plan = self.tables.plan(choice)
+            if self.tables.forecast.of(plan).mean() <= budget and self._measure(plan).mean() <= budget:
+                return plan
+        return Plan()
+
+    def _within_reach(self, choices: Sequence[Choice], budget: float, reach: Callable[[], float]) -> Plan:
+        """The plan of the front with the least change that keeps to a measured budget, found by halving."""
+        low, high = 0, len(choices) - 1
+        while low < high:
+            middle = (low + high) // 2
+            with inference_reduction(self.model, self.tables.plan(choices[middle])):
+                low, high = (low, middle) if reach() <= budget else (middle + 1, high)
+        return self.tables.plan(choices[high])
+
+    # --- reporting ----------------------------------------------------------------------------------------------------
+
+    def _record(
+        self, budget: dict[str, float], chosen: Plan, choices: Sequence[Choice], reach: Callable[[], float] | None
+    ) -> ReductionFit:
+        plan = self._complete(chosen)
+        predicted_I, measured_I = self.tables.forecast.of(plan), self._measure(plan)
+        resource = None
+        if reach is not None:
+            base = reach()
+            with inference_reduction(self.model, plan):
+                resource = Resource(next(iter(budget)), base, reach())
+        return ReductionFit(
+            plan=plan,
+            budget=budget,
+            base_gmacs=self.base / len(self.arrays) / 1e9,
+            macs=self._share(plan),
+            predicted_change=float(predicted_I.mean()),
+            predicted_interval=bootstrap_interval(predicted_I),
+            measured_change=float(measured_I.mean()),
+            measured_interval=bootstrap_interval(measured_I),
+            num_images=len(self.arrays),
+            sizes=tuple(self.passes),
+            resource=resource,
+            front=tuple(self._point("front", self.tables.plan(choice)) for choice in choices),
+            presets=tuple(self._point(name, preset) for name, preset in self.presets.items() if not preset.is_neutral),
+        )
+
+    def _point(self, name: str, plan: Plan) -> Point:
+        plan = self._complete(plan)
+        measured = self.measured.get(plan.to_json())
+        return Point(
+            name=name,
+            plan=plan,
+            macs=self._share(plan),
+            predicted_change=float(self.tables.forecast.of(plan).mean()),
+            measured_change=None if measured is None else float(measured.mean()),
+        )
+
+    def _complete(self, plan: Plan) -> Plan:
+        """With an entry for every site, in the order of the sites."""
+        return Plan((site, plan.get(site, NEUTRAL)) for site in reduction_sites(self.model))
+
+    def _share(self, plan: Plan) -> float:
+        """Multiply-accumulates of a plan whose entries were all tried, as a share of those without reduction."""
+        costs = (
+            of_group[group.options.index({site: plan[site] for site in group.sites})]
+            for group, of_group in zip(self.groups, self.macs, strict=True)
+        )
+        return (self.tables.fixed + sum(costs)) / self.base
+
+
+def _passes(model: SegmentationModel, arrays: Sequence[np.ndarray], resize: tuple[int, int] | None) -> Passes:
+    """At which sizes, and how often, `predict` runs the model for these images."""
+    row = score_maker(model).row
+    protocol = protocol_of(row, resize=resize)
+    passes = Passes()
+    for array_HWC in arrays:
+        size = model_size((array_HWC.shape[0], array_HWC.shape[1]), row, protocol.resize)
+        if protocol.mode == "whole":
+            passes[size] += 1
+            continue
+        for rows, columns in windows(size, protocol.crop, protocol.stride):
+            passes[min(rows.stop, size[0]) - rows.start, min(columns.stop, size[1]) - columns.start] += 1
+    return passes
