@@ -12,9 +12,13 @@ from ._version import __version__
 
 _HOMES = {
     "create_model": "zoo",
+    "get_pretrained_cfg": "zoo",
+    "is_model": "zoo",
     "list_models": "zoo",
+    "list_modules": "zoo",
     "list_pretrained": "zoo",
     "load_weights": "zoo",
+    "model_entrypoint": "zoo",
     "model_info": "zoo",
     "inference_reduction": "plans",
     "reduction_sites": "plans",

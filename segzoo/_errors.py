@@ -14,6 +14,10 @@ class WeightsError(SegzooError):
     """Weights that cannot be found, read, trusted or fitted into the model."""
 
 
+class SaveError(SegzooError):
+    """A result that cannot be written, or would take the place of a file that must stay."""
+
+
 class ImageError(SegzooError):
     """An image that cannot be read or has a wrong shape, type or size."""
 

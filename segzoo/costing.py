@@ -63,8 +63,13 @@ def cost(model: nn.Module, size: tuple[int, int], *, in_chans: int | None = None
     shadow = _meta_copy(model).eval()
     in_chans = in_chans or _in_chans(shadow)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        shadow(torch.empty(1, in_chans, H, W, device="meta", dtype=next(shadow.parameters()).dtype))
+    try:
+        with counter, torch.no_grad():
+            shadow(torch.empty(1, in_chans, H, W, device="meta", dtype=next(shadow.parameters()).dtype))
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise SegzooError(f"size {H}x{W}: tensors of such an image have more bytes than can be counted") from None
     root = type(shadow).__name__
     macs_of = {
         name.removeprefix(f"{root}."): sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()

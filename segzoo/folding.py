@@ -6,6 +6,8 @@ Two rules, neither of which knows a family:
    `layers.norm_folding` has an exact form; Identity and Dropout between the two do nothing in eval mode).
 2. A module that defines `folded() -> nn.Module` is replaced by what it returns: the same function in eval mode, for
    the same arguments. It is called after the module's children have been folded.
+
+What is left then gets its fast form (`layers.fast`), unless the plain one is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ._errors import SegzooError
+from .layers.fast import accelerate, slow_down
 from .layers.norm_folding import fold_norm_after, fold_norm_before
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +33,7 @@ class Foldable(Protocol):
     def folded(self) -> nn.Module: ...
 
 
-def fold(model: M) -> M:
+def fold(model: M, *, fast: bool = True) -> M:
     """A copy of `model` for inference that computes the same scores, faster; the model itself is unchanged.
 
     The copy keeps `forward`, `cfg`, `set_inference_reduction` and everything else that prediction needs. It cannot be
@@ -43,7 +46,9 @@ def fold(model: M) -> M:
     True
 
     Args:
-        model: any module in eval mode.
+        model: any module in eval mode; a folded one may be folded again.
+        fast: let layers use the operators that are fastest on CPUs (`segzoo.layers.fast`); equal up to rounding. False
+            is the plain form, of torch's public operators alone, from which exporters and tracers should start.
 
     Raises:
         SegzooError: some part of the model is in training mode, where BatchNorm and dropout are other functions.
@@ -51,7 +56,9 @@ def fold(model: M) -> M:
     training = next((name or type(model).__name__ for name, part in model.named_modules() if part.training), None)
     if training is not None:
         raise SegzooError(f"fold() is for inference, but {training} is in training mode; call model.eval() first")
-    folded = _fold(copy.deepcopy(model)).eval().requires_grad_(False)
+    folded = _fold(slow_down(copy.deepcopy(model))).eval().requires_grad_(False)
+    if fast:
+        folded = accelerate(folded).eval()
     # The zoo's maps are channels-last; weights that are, too, need no reordering in every call.
     return cast(M, folded.to(memory_format=torch.channels_last))
 

@@ -143,8 +143,8 @@ def _parse_text(text: str, presets: Mapping[str, Mapping[str, Any]]) -> object:
     if text.lstrip().startswith("{") or text.strip().isdigit():
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SegzooError(f"reduction plan refused: not valid JSON ({error}): {text}") from None
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            raise SegzooError(f"reduction plan refused: not valid JSON ({error}): {text[:200]}") from None
     names = ", ".join(presets) or "none for this model"
     raise SegzooError(
         f"reduction plan refused: no preset is called {text!r}; presets: {names}; or an int or a JSON dict"

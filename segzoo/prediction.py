@@ -6,7 +6,10 @@ Shape suffixes: B batch, K classes, C channels, H, W rows and columns of an imag
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import typing
+import weakref
 from collections.abc import Iterator, Sequence
 from math import ceil, floor, isfinite
 from typing import Any, NamedTuple, cast, overload
@@ -20,14 +23,18 @@ from .keypoints import Keypoints, decode_heatmaps
 from .labels import LabelSet, generic_labels
 from .layers.shapes import resize as resize_map
 from .masks import Upscaler, class_map
-from .models.base import SegmentationModel
+from .models.base import WeightsState
 from .models.rows import PretrainedCfg, label_set
+from .models.segmenter import SegmentationModel
 from .plans import Plan, current_plan
-from .preprocess import ImageSource, check_pixels, describe, load_image, model_size, pixel_pair, to_input
+from .preprocess import ImageSource, check_pixels, describe, is_file, load_image, model_size, pixel_pair, to_input
 from .results import Segmentation
 from .twins import eval_twin
 
 MAX_SCALE = 64
+
+_log = logging.getLogger("segzoo")
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose weights' state has been said
 
 
 class ScoreMaker(typing.Protocol):
@@ -46,6 +53,9 @@ class ScoreMaker(typing.Protocol):
 
     @property
     def label_set(self) -> LabelSet: ...
+
+    @property
+    def weights_state(self) -> WeightsState: ...
 
     @property
     def plan(self) -> Plan:
@@ -92,12 +102,27 @@ def predict(
     stride: tuple[int, int] | None = ...,
     scales: Sequence[float] = ...,
     flip: bool = ...,
+    batch_size: int = ...,
 ) -> list[Segmentation]: ...
+
+
+@overload
+def predict(
+    model: nn.Module | ScoreMaker,
+    image: Iterator[ImageSource],
+    *,
+    resize: tuple[int, int] | None = ...,
+    mode: str | None = ...,
+    crop: tuple[int, int] | None = ...,
+    stride: tuple[int, int] | None = ...,
+    scales: Sequence[float] = ...,
+    flip: bool = ...,
+) -> Iterator[Segmentation]: ...
 
 
 def predict(
     model: nn.Module | ScoreMaker,
-    image: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
+    image: ImageSource | list[ImageSource] | tuple[ImageSource, ...] | Iterator[ImageSource],
     *,
     resize: tuple[int, int] | None = None,
     mode: str | None = None,
@@ -105,8 +130,9 @@ def predict(
     stride: tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-) -> Segmentation | list[Segmentation]:
-    """Segment an image, or each of a list.
+    batch_size: int = 1,
+) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+    """Segment an image, or each of a list or of an iterator.
 
     >>> import numpy as np, segzoo
     >>> model = segzoo.create_model("edaformer_t", pretrained=True)
@@ -117,8 +143,8 @@ def predict(
     Args:
         model: a segmentation model of segzoo, in any mode: what runs is its twin in eval mode (`segzoo.twins`), so that
             the model is never touched and several threads may use it (docs/threads.md).
-        image: path, bytes of an image file (or a BytesIO), PIL image, or uint8 array (H, W, C); or a list or tuple of
-            these.
+        image: path, http(s) URL, bytes of an image file, open binary file, PIL image, or uint8 array (H, W, C); or a
+            list, tuple or iterator (such as a generator) of these.
         resize: (H, W) in pixels at which the model sees the image; default: the rule of its weights row.
         mode: "whole" or "slide" (windows whose scores are averaged); default: the row's.
         crop, stride: (H, W) in pixels of the window and of its step; default: the row's, else its training size and
@@ -126,14 +152,39 @@ def predict(
         scales: factors on the size at which the model sees the image; it sees every one of them.
         flip: it sees the mirror image of each, too. Of several views the probabilities are averaged (softmax of
             logits; SegViT's products as they are), at the size of scale 1.
+        batch_size: of a list, so many whole images that the model sees at one size go through it together, each in a
+            single view. Scores then differ from those one by one as floating-point sums in another order do.
 
     Returns:
-        A Segmentation, or a list of them. Each keeps what its `scores()` are made from, on the CPU: of a sliding window
-        that is K floats a pixel, so take what you need of a long list and let the results go.
+        A Segmentation, a list of them, or of an iterator an iterator, which segments each image when it is asked for
+        it: one that cannot be read raises there, and the next call goes on with the next image. Each keeps what its
+        `scores()` are made from, on the CPU: of a sliding window that is K floats a pixel, so take what you need of a
+        long list and let the results go.
 
     Raises:
         ImageError: an image that cannot be read. Of a list, all others are still processed: the error names every
             image that failed, and its `results` has the others, None in the failed places.
+    """
+    maker = mask_maker(model)
+    protocol = protocol_of(maker.row, resize=resize, mode=mode, crop=crop, stride=stride, scales=scales, flip=flip)
+    if isinstance(image, Iterator) and not is_file(image):
+        return map(functools.partial(segment_one, maker, protocol=protocol), image)
+    if not isinstance(image, (list, tuple)):
+        return segment_one(maker, cast(ImageSource, image), protocol)
+    outcomes = list(segment_many(maker, image, protocol, batch_size))
+    failures = [str(outcome) for outcome in outcomes if isinstance(outcome, ImageError)]
+    if failures:
+        error = ImageError("; ".join(failures))
+        error.results = [None if isinstance(outcome, ImageError) else outcome for outcome in outcomes]
+        raise error
+    return [outcome for outcome in outcomes if isinstance(outcome, Segmentation)]
+
+
+def mask_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
+    """`score_maker` where masks are wanted; of a model that can only guess it is said, once.
+
+    Raises:
+        SegzooError: it gives no scores of classes.
     """
     maker = score_maker(model)
     if maker.upscaler.score_kind == "heatmap":
@@ -141,22 +192,22 @@ def predict(
             f"{maker.name} gives heatmaps of keypoints, not classes; call "
             "segzoo.prediction.predict_keypoints(model, image)"
         )
-    protocol = protocol_of(maker.row, resize=resize, mode=mode, crop=crop, stride=stride, scales=scales, flip=flip)
-    if not isinstance(image, (list, tuple)):
-        return segment_one(maker, image, protocol)
-    results: list[Segmentation | None] = []
-    failures = []
-    for item in image:
-        try:
-            results.append(segment_one(maker, item, protocol))
-        except ImageError as error:
-            results.append(None)
-            failures.append(str(error))
-    if failures:
-        error = ImageError("; ".join(failures))
-        error.results = results
-        raise error
-    return [result for result in results if result is not None]
+    _say_weights_state(model, maker)
+    return maker
+
+
+def _say_weights_state(model: object, maker: ScoreMaker) -> None:
+    """Warn once a model, through logging, that its masks mean nothing."""
+    if maker.weights_state == "pretrained" or model in _warned:
+        return
+    _warned.add(model)
+    what = "all weights are" if maker.weights_state == "untrained" else "the classifier is"
+    _log.warning(
+        "%s: %s as drawn at random, so its masks mean nothing; give it weights with create_model(..., pretrained=True) "
+        "or load_weights, or if you have trained it, set model.weights_state = 'pretrained'",
+        maker.name,
+        what,
+    )
 
 
 @torch.inference_mode()
@@ -188,6 +239,7 @@ def predict_keypoints(
     maker = score_maker(model) if isinstance(model, SegmentationModel) else None
     if maker is None or maker.upscaler.score_kind != "heatmap":
         raise SegzooError(f"{type(model).__name__} is no keypoint model; segzoo.list_models('*_keypoints') lists them")
+    _say_weights_state(model, maker)
     image_HWC = load_image(image, maker.in_chans)
     H, W = image_HWC.shape[:2]
     x0, y0, x1, y1 = (0, 0, W, H) if box is None else _box(box)
@@ -219,6 +271,11 @@ class Protocol:
     @property
     def num_views(self) -> int:
         return len(self.scales) * (2 if self.flip else 1)
+
+    @property
+    def in_one_look(self) -> bool:
+        """One view of the whole image, whose scores need no averaging."""
+        return self.mode == "whole" and self.num_views == 1
 
 
 def protocol_of(
@@ -281,6 +338,7 @@ class ModelScores:
         self.in_chans = twin.in_chans
         self.row = twin.pretrained_cfg or PretrainedCfg()
         self.label_set = label_set(self.row, twin.num_classes) or generic_labels(twin.num_classes)
+        self.weights_state: WeightsState = twin.weights_state
         self.plan = current_plan(twin)
         self.like = next(twin.parameters())
 
@@ -296,11 +354,17 @@ def segment_one(maker: ScoreMaker, source: ImageSource, protocol: Protocol) -> S
     image_HWC = load_image(source, maker.in_chans)
     size = (image_HWC.shape[0], image_HWC.shape[1])
     seen_size = model_size(size, maker.row, protocol.resize)
-    if protocol.mode == "whole" and protocol.num_views == 1:
+    if protocol.in_one_look:
         (view,) = views(maker, image_HWC, seen_size, protocol)
-        upscaler, head_output = maker.upscaler, maker.head_output(view.x)
-    else:
-        upscaler, head_output = AVERAGED, mean_of_views(maker, image_HWC, seen_size, protocol)
+        return _segmentation(maker, source, image_HWC, maker.upscaler, maker.head_output(view.x))
+    return _segmentation(maker, source, image_HWC, AVERAGED, mean_of_views(maker, image_HWC, seen_size, protocol))
+
+
+def _segmentation(
+    maker: ScoreMaker, source: ImageSource, image_HWC: np.ndarray, upscaler: Upscaler, head_output: Any
+) -> Segmentation:
+    """The result of an image from what the upscaler makes full-size scores of."""
+    size = (image_HWC.shape[0], image_HWC.shape[1])
     mask_HW = class_map(upscaler, head_output, size)[0].cpu().numpy()
     kept = _on_cpu(head_output)
     return Segmentation(
@@ -308,9 +372,46 @@ def segment_one(maker: ScoreMaker, source: ImageSource, protocol: Protocol) -> S
         label_set=maker.label_set,
         image=image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2),
         source=describe(source),
+        model=maker.name,
+        weights_state=maker.weights_state,
         plan=maker.plan,
         _full_scores=lambda: upscaler.to_size(kept, size),
     )
+
+
+def segment_many(
+    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol, batch_size: int
+) -> Iterator[Segmentation | ImageError]:
+    """What becomes of each image, in order; `batch_size` of them are read at a time."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SegzooError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+    for first in range(0, len(sources), batch_size):
+        yield from _segment_batch(maker, sources[first : first + batch_size], protocol)
+
+
+@torch.inference_mode()
+def _segment_batch(
+    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol
+) -> list[Segmentation | ImageError]:
+    outcomes: dict[int, Segmentation | ImageError] = {}
+    together: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # size seen -> images, by their places
+    for i, source in enumerate(sources):
+        try:
+            if len(sources) == 1 or not protocol.in_one_look:
+                outcomes[i] = segment_one(maker, source, protocol)
+                continue
+            image_HWC = load_image(source, maker.in_chans)
+            size = model_size((image_HWC.shape[0], image_HWC.shape[1]), maker.row, protocol.resize)
+            together.setdefault(size, []).append((i, image_HWC))
+        except ImageError as error:
+            outcomes[i] = error
+    for size, images in together.items():
+        x_BCHW = torch.cat([view.x for _, image in images for view in views(maker, image, size, protocol)])
+        head_output = maker.head_output(x_BCHW)
+        for place, (i, image_HWC) in enumerate(images):
+            own = _row_of_batch(head_output, place)
+            outcomes[i] = _segmentation(maker, sources[i], image_HWC, maker.upscaler, own)
+    return [outcomes[i] for i in range(len(sources))]
 
 
 class View(NamedTuple):
@@ -395,6 +496,15 @@ def _scaled(size: tuple[int, int], scale: float, divisor: int) -> tuple[int, int
     H, W = (max(1, ceil(side * scale / divisor)) * divisor for side in size)
     check_pixels(f"the image at scale {scale}", (H, W))
     return H, W
+
+
+def _row_of_batch(head_output: Any, place: int) -> Any:
+    """What belongs to one image of a batch; its tensors keep their batch axis and nothing of the others."""
+    if isinstance(head_output, Tensor):
+        return head_output[place : place + 1].clone()
+    if isinstance(head_output, tuple) and hasattr(head_output, "_fields"):
+        return type(head_output)(*(_row_of_batch(item, place) for item in head_output))
+    return head_output
 
 
 def _on_cpu(head_output: Any) -> Any:

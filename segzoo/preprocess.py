@@ -9,7 +9,7 @@ import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ MAX_PIXELS = 2**26
 # Beyond this ratio of its sides no image is enlarged to `test_min_side`: its long side would have no bound.
 MAX_ASPECT = 16
 
-ImageSource = str | Path | bytes | bytearray | memoryview | io.BytesIO | Image.Image | np.ndarray
+# A string is a path or an http(s) URL.
+ImageSource = str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
 
 def describe(source: ImageSource) -> str:
@@ -36,7 +37,18 @@ def describe(source: ImageSource) -> str:
         return str(source)
     if isinstance(source, Image.Image) and (filename := getattr(source, "filename", "")):
         return str(filename)
+    if is_file(source) and isinstance(name := getattr(source, "name", None), str):
+        return name
     return f"<{type(source).__name__}>"
+
+
+def is_file(source: object) -> TypeGuard[IO[Any]]:
+    """An open file, of whatever class: the standard library's share no base."""
+    return callable(getattr(source, "read", None))
+
+
+def is_url(source: object) -> TypeGuard[str]:
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
@@ -71,16 +83,20 @@ def load_image(source: ImageSource, in_chans: int = 3) -> np.ndarray:
 
 
 def _read(source: object, name: str) -> bytes:
-    if isinstance(source, io.BytesIO):
-        source = source.getvalue()  # wherever its position is
+    if is_url(source):
+        from .zoo.download.image import fetch_image
+
+        return fetch_image(source)
+    if is_file(source):
+        source = _read_open(source, name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not source:
             raise ImageError("the image is empty: 0 bytes given")
         return bytes(source)
     if not isinstance(source, (str, Path)):
         raise ImageError(
-            "an image must be a path, the bytes of an image file, a PIL image or a uint8 array (H, W, C), not a "
-            f"{type(source).__name__}"
+            "an image must be a path, an http(s) URL, the bytes of an image file, an open binary file, a PIL image or "
+            f"a uint8 array (H, W, C), not a {type(source).__name__}"
         )
     path = Path(source)
     try:
@@ -97,6 +113,19 @@ def _read(source: object, name: str) -> bytes:
         raise ImageError(f"{name} cannot be read ({error.strerror}); check its name and permissions") from error
     if not data:
         raise ImageError(f"{name} is empty; save or download it again")
+    return data
+
+
+def _read_open(file: IO[Any], name: str) -> bytes:
+    """All of an open file, wherever its position is; of a stream that cannot go back, what is left."""
+    try:
+        if file.seekable():
+            file.seek(0)
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ImageError(f"{name} cannot be read ({error}); open it again") from error
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name} is open as text; open it in binary mode, with 'rb'")
     return data
 
 

@@ -1,22 +1,31 @@
-"""What came out: the mask of an image, with names and colours of its classes."""
+"""What came out: the mask of an image, with names and colours of its classes, and the forms in which people use it."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ._errors import SegzooError
+from . import regions, visualize
+from ._errors import SaveError, SegzooError
+from ._files import write_files
 from .labels import LabelSet
 from .plans import Plan
-from .visualize import overlay, palette_image
+
+if TYPE_CHECKING:
+    from .models.base import WeightsState
+
+LEGEND_CLASSES = 40  # the largest; a legend of more would bury the picture
+SHOWN_PIXELS = 1600  # long side of what a notebook shows
 
 
 class PresentLabel(NamedTuple):
@@ -27,7 +36,27 @@ class PresentLabel(NamedTuple):
     pixels: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+class Area(NamedTuple):
+    """How much of a mask a class covers."""
+
+    pixels: int
+    share: float  # of all pixels, 0 to 1
+
+
+class SavedFiles(NamedTuple):
+    """Where a result is on disk."""
+
+    mask: Path  # PNG in palette mode, pixel value = class
+    overlay: Path  # PNG
+    classes: Path  # JSON: `Segmentation.to_dict`, with index, name and colour of the classes
+
+    @classmethod
+    def of(cls, mask: Path) -> SavedFiles:
+        """The places of all files of a result whose mask is saved there."""
+        return cls(mask, mask.with_name(f"{mask.stem}_overlay.png"), mask.with_name(f"{mask.stem}_classes.json"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """A predicted mask of one image, at the image's own size."""
 
@@ -35,8 +64,21 @@ class Segmentation:
     label_set: LabelSet  # names and colours of the classes
     image: np.ndarray  # (H, W, 3) uint8, the upright image that the mask belongs to
     source: str  # file name, or the kind of object given
+    model: str  # name of the model
+    weights_state: WeightsState  # of the model: with other than "pretrained" ones a mask means nothing
     plan: Plan  # inference reduction that was in force
-    _full_scores: Callable[[], Tensor] | None = dataclasses.field(repr=False)  # None in a copy
+    _full_scores: Callable[[], Tensor] | None  # None in a copy
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {_percent(area.share)}" for name, area in list(self.areas().items())[:3])
+        more = len(self.labels) - 3
+        H, W = self.mask.shape
+        return (
+            f"<Segmentation of {os.path.basename(self.source)} ({H}x{W}) by {self.model}: {shown}"
+            + (f", {more} more" if more > 0 else "")
+            + ("" if self.weights_state == "pretrained" else f"; {self.weights_state}")
+            + ">"
+        )
 
     @property
     def labels(self) -> list[PresentLabel]:
@@ -44,6 +86,10 @@ class Segmentation:
         counts = np.bincount(self.mask.ravel(), minlength=len(self.label_set))
         present = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
         return [PresentLabel(int(i), self.label_set.classes[i], int(counts[i])) for i in present]
+
+    def areas(self) -> dict[str, Area]:
+        """Class name -> its pixels and its share of the image, of the classes present, the largest first."""
+        return {label.name: Area(label.pixels, label.pixels / self.mask.size) for label in self.labels}
 
     def scores(self) -> Tensor:
         """(K, H, W) float32 on the CPU, made on request: logits, or for SegViT products of probabilities; of several
@@ -57,35 +103,119 @@ class Segmentation:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_full_scores": None}
 
-    def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image with the classes' colours over it; alpha from 0 (image) to 1 (colours)."""
+    def to_rle(self) -> dict[str, dict[str, Any]]:
+        """Class name -> COCO's compressed run lengths, {"size": [H, W], "counts": text}; pycocotools reads them."""
+        return {self.label_set.classes[index]: rle for index, rle in regions.to_rle(self.mask).items()}
+
+    def polygons(self) -> dict[str, list[np.ndarray]]:
+        """Class name -> closed rings, each (N, 2) corners (x, y) in pixels, along the edges of the pixels.
+
+        Outer rings go clockwise as one sees them, rings around holes counter-clockwise; filled by the even-odd rule,
+        the rings of a class cover it exactly.
+        """
+        return {self.label_set.classes[index]: rings for index, rings in regions.to_polygons(self.mask).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: the image, the model with its reduction, and the classes present, the largest first."""
+        return {
+            "image": self.source,
+            "size": list(self.mask.shape),
+            "model": self.model,
+            "weights_state": self.weights_state,
+            "reduction": json.loads(self.plan.to_json()),
+            "classes": [
+                {
+                    "index": label.index,
+                    "name": label.name,
+                    "colour": list(self.label_set.palette[label.index]),
+                    "pixels": label.pixels,
+                    "share": label.pixels / self.mask.size,
+                }
+                for label in self.labels
+            ],
+        }
+
+    def overlay(self, alpha: float = 0.5, *, legend: bool = False) -> Image.Image:
+        """The image with the classes' colours over it; alpha from 0 (image) to 1 (colours).
+
+        Between the two, borders of classes are drawn, white or black against what they lie on. A legend below names
+        the colours and says how much they cover; letters are large enough for the image seen as a whole.
+        """
         if not 0 <= alpha <= 1:
             raise SegzooError(f"alpha must be between 0 and 1, not {alpha!r}")
-        return overlay(self.image, self.mask, self.label_set, alpha)
+        picture = visualize.overlay(self.image, self.mask, self.label_set, alpha)
+        if 0 < alpha < 1:
+            picture = visualize.draw_borders(picture, self.mask)
+        if not legend:
+            return picture
+        labels = self.labels[:LEGEND_CLASSES]
+        notes = {label.index: _percent(label.pixels / self.mask.size) for label in labels}
+        size = min(64, max(11, round(min(self.mask.shape) / 28)))
+        strip = visualize.legend(
+            self.label_set, [label.index for label in labels], picture.width, notes=notes, size=size
+        )
+        return visualize.stack(picture, strip)
 
-    def save(self, path: str | Path, *, alpha: float = 0.5) -> tuple[Path, Path]:
-        """Write the mask (PNG in palette mode, pixel value = class) and the overlay `<name>_overlay.png`.
+    def show(self) -> None:
+        """Open the overlay and its legend in the system's image viewer."""
+        self.overlay(legend=True).show()
 
-        Each file appears whole or not at all. Returns both paths.
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the overlay and its legend, at most SHOWN_PIXELS on the long side."""
+        picture = self.overlay(legend=True)
+        picture.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+        stream = io.BytesIO()
+        picture.save(stream, format="PNG")
+        return stream.getvalue()
+
+    def save(self, path: str | Path, *, alpha: float = 0.5, legend: bool = True, overwrite: bool = False) -> SavedFiles:
+        """Write the mask (PNG in palette mode, pixel value = class), the overlay `<name>_overlay.png`, and
+        `<name>_classes.json`, which says what the pixel values mean.
+
+        Each file appears whole or not at all, and no file is ever written over the image itself.
+
+        Args:
+            path: of the mask; its name ends in .png.
+            alpha, legend: of the overlay.
+            overwrite: take the place of files that exist.
+
+        Raises:
+            SaveError: a file exists, is the image itself, or cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
-            raise SegzooError(f"{path}: masks are saved as .png, because lossy formats would change classes")
-        overlay_path = path.with_name(f"{path.stem}_overlay.png")
-        write_png(palette_image(self.mask, self.label_set), path)
-        write_png(self.overlay(alpha), overlay_path)
-        return path, overlay_path
+            raise SaveError(f"{path}: masks are saved as .png, because lossy formats would change classes")
+        files = SavedFiles.of(path)
+        for file in files:
+            if _is_same_file(file, self.source):
+                raise SaveError(f"{file} is the image itself; choose another place for its mask")
+        picture = self.overlay(alpha, legend=legend)
+        write_files(
+            {
+                files.mask: lambda place: _save_png(visualize.palette_image(self.mask, self.label_set), place),
+                files.overlay: lambda place: _save_png(picture, place),
+                files.classes: lambda place: place.write_text(json.dumps(self.to_dict(), indent=1) + "\n"),
+            },
+            overwrite=overwrite,
+        )
+        return files
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG that appears whole or not at all, with the folders that it needs."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a PNG, or write it anew, with the folders that it needs; it appears whole or not at all."""
+    write_files({path: lambda place: _save_png(image, place)}, overwrite=True)
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    image.save(path, format="PNG")
+
+
+def _is_same_file(path: Path, source: str) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            image.save(partial, format="PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SegzooError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+        return os.path.samefile(path, source)
+    except (OSError, ValueError):  # one of them is no file
+        return False
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if share < 0.005 else f"{100 * share:.0f} %"

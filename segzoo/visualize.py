@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._errors import SegzooError
+from ._files import write_files
 from .labels import LabelSet
 
 IGNORED_COLOUR = (0, 0, 0)
@@ -44,18 +44,49 @@ def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray, labels: LabelSet, alpha:
     return Image.fromarray(mixed_HWC)
 
 
-def legend(labels: LabelSet, classes: Sequence[int], width: int) -> Image.Image:
-    """A strip with a swatch and a name for each class, as many rows as `width` pixels need."""
-    font = ImageFont.load_default()
-    row, column = 18, 130
+def draw_borders(picture: Image.Image, mask_HW: np.ndarray) -> Image.Image:
+    """A line along the borders between classes: white where the picture is dark, black where it is light."""
+    H, W = mask_HW.shape
+    width = max(1, min(H, W) // 512)  # pixels
+    border_HW = np.zeros((H, W), dtype=bool)
+    border_HW[width:] |= mask_HW[width:] != mask_HW[:-width]
+    border_HW[:, width:] |= mask_HW[:, width:] != mask_HW[:, :-width]
+    picture_HWC = np.array(picture)
+    grey_HW = np.asarray(picture.convert("L"))
+    picture_HWC[border_HW] = np.where(grey_HW[border_HW] < 128, 255, 0).astype(np.uint8)[:, None]
+    return Image.fromarray(picture_HWC)
+
+
+def legend(
+    labels: LabelSet, classes: Sequence[int], width: int, *, notes: Mapping[int, str] | None = None, size: int = 11
+) -> Image.Image:
+    """A strip with a swatch and a name for each class: as many rows as `width` pixels need, wider if one column is.
+
+    Args:
+        notes: what stands behind the name of a class.
+        size: of the letters, in pixels.
+    """
+    font = ImageFont.load_default(size)
+    texts = [f"{labels.classes[index]}  {(notes or {}).get(index, '')}".rstrip() for index in classes]
+    swatch, margin, row = size, max(2, size // 3), round(1.6 * size)
+    column = max([round(font.getlength(text)) for text in texts], default=0) + swatch + 5 * margin
     columns = max(1, width // column)
-    image = Image.new("RGB", (width, row * max(1, -(-len(classes) // columns))), "white")
-    draw = ImageDraw.Draw(image)
-    for i, index in enumerate(classes):
-        x, y = i % columns * column + 4, i // columns * row + 3
-        draw.rectangle((x, y, x + 12, y + 11), fill=labels.palette[index], outline="black")
-        draw.text((x + 18, y), labels.classes[index], fill="black", font=font)
-    return image
+    rows = max(1, -(-len(texts) // columns))
+    strip = Image.new("RGB", (max(width, column), rows * row + 2 * margin), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (index, text) in enumerate(zip(classes, texts, strict=True)):
+        x, y = i % columns * column + margin, i // columns * row + 2 * margin
+        draw.rectangle((x, y, x + swatch, y + swatch), fill=labels.palette[index], outline="black")
+        draw.text((x + swatch + margin, y + swatch // 2), text, fill="black", font=font, anchor="lm")
+    return strip
+
+
+def stack(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """One above the other, on white."""
+    sheet = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), "white")
+    sheet.paste(upper, (0, 0))
+    sheet.paste(lower, (0, upper.height))
+    return sheet
 
 
 def panel(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image | None = None) -> Image.Image:
@@ -106,13 +137,4 @@ def bar_chart(
     axes.set_axisbelow(True)
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=min(len(series), 4))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(partial, format="png", dpi=120)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SegzooError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+    write_files({path: lambda place: figure.savefig(place, format="png", dpi=120)}, overwrite=True)

@@ -30,13 +30,14 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("sharing",),
     ("interop",),
-    ("preprocess", "masks", "visualize", "keypoints"),
+    ("preprocess", "masks", "regions", "visualize", "keypoints"),
     ("zoo",),
     ("costing", "folding", "twins"),
     ("models",),
     ("plans",),
     ("layers",),
     ("labels", "weights"),
+    ("_files",),
     ("_errors", "_json", "_version"),  # tiny leaves that any file may use
 )
 LEAVES = ROOMS[-1]
@@ -46,7 +47,7 @@ LEAVES = ROOMS[-1]
 # RTFormer's the encoder.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
 ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
-FOUNDATIONS = ("base", "family", "rows", "keys", "config")
+FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features")
 RECORDS_MAY_IMPORT = ("segzoo.models.keys", "segzoo.models.rows", "segzoo._errors")
 KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")
 

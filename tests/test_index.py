@@ -56,11 +56,10 @@ def test_it_says_what_the_registry_says():
             entry = listed[name].rows[tag]
             assert (entry.state, entry.from_text, entry.loadable) == (row.state, row.from_text, row.loadable)
             assert (entry.dataset, entry.num_classes, entry.license) == (row.dataset, row.num_classes, row.license)
-            assert (entry.miou, entry.miou_protocol, entry.commercial_use) == (
-                row.miou,
-                row.miou_protocol,
-                row.commercial_use,
-            )
+            score = row.score(variant.reduction or "base")
+            assert entry.score == (score.value if score else None)
+            assert score is None or (entry.metric, entry.confirmed) == (score.metric, bool(score.confirmed_by))
+            assert entry.commercial_use == row.commercial_use
             assert (entry.how_to_get, entry.origin) == (row.how_to_get, row.origin)
             seen += 1
     assert seen == len(segzoo.list_pretrained())
@@ -80,6 +79,8 @@ def test_list_loads_no_torch():
             "dataset": row.dataset,
             "classes": 13,
             "miou": row.miou,
+            "top1": None,
+            "confirmed": True,
             "license": "apache-2.0",
             "commercial_use": True,
         }
@@ -95,6 +96,7 @@ def test_refusals_load_no_torch():
         assert str(refusal.value) in command("info", name, code=2)
         assert str(refusal.value) in command("predict", "x.png", "-o", "out", "--model", name, code=2)
     assert "nothing*" in command("list", "nothing*", code=2)
+    assert "segformer_b0" in command("list", "SegFormer", code=0)
     assert "there are: bundled" not in command("list", "--dataset", "ade20k", code=2)
     assert "no weights have dataset 'roofs'" in command("list", "--pretrained", "--dataset", "roofs", code=2)
     assert "--reduction" in command("info", "--help", code=0)

@@ -381,7 +381,7 @@ def test_smp_segmenters(segmenter, theirs):
 
 def test_strides_are_not_adjustable():
     """What DeepLabV3 asks of its encoder; a pyramid of patch embeddings has no dilation to offer."""
-    with pytest.raises(segzoo.SegzooError, match="eft_t has no option 'output_stride'"):
+    with pytest.raises(segzoo.SegzooError, match="segzoo's models have no output_stride"):
         smp.DeepLabV3Plus("tu-eft_t", encoder_weights=None)
 
 

@@ -16,7 +16,7 @@ import segzoo
 from segzoo.data.car_corners import KEYPOINTS, car_crops
 from segzoo.interop.transformers import to_transformers_state_dict
 from segzoo.keypoints import decode_heatmaps, gaussian_heatmaps, pck
-from segzoo.models.base import SegmentationModel
+from segzoo.models.segmenter import SegmentationModel
 from segzoo.prediction import predict_keypoints
 from segzoo.training.losses import HeatmapLoss
 

@@ -62,6 +62,75 @@ def test_every_source_gives_the_same_mask(model, photo, tmp_path):
         assert np.array_equal(mask, masks[0])
 
 
+def test_open_files(model, photo, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    mask = segzoo.predict(model, photo).mask
+    with path.open("rb") as file:
+        file.read()
+        result = segzoo.predict(model, file)  # wherever its position is
+        assert np.array_equal(result.mask, mask)
+        assert result.source == str(path)
+    with pytest.raises(segzoo.SegzooError, match="photo.png cannot be read"):
+        segzoo.predict(model, file)
+    with path.open("rb") as file, io.BufferedReader(NoSeeking(file)) as stream:
+        assert np.array_equal(segzoo.predict(model, stream).mask, mask)
+    with path.open(encoding="latin1") as file, pytest.raises(segzoo.SegzooError, match="'rb'"):
+        segzoo.predict(model, file)
+
+
+class NoSeeking(io.RawIOBase):
+    """As a pipe or a socket is."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.file.readinto(buffer)
+
+
+def test_an_iterator_is_segmented_as_it_goes(model, photo, tmp_path):
+    taken = []
+
+    def frames():
+        for source in (photo, tmp_path / "missing.png", photo):
+            taken.append(source)
+            yield source
+
+    results = segzoo.predict(model, frames())
+    assert taken == []
+    assert next(results).mask.shape == (60, 90)
+    assert len(taken) == 1
+    with pytest.raises(segzoo.SegzooError, match="missing.png"):
+        next(results)
+    assert next(results).mask.shape == (60, 90)  # it goes on
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_is_its_images_one_by_one(name, photo, tmp_path):
+    model, sizes = make(name), []
+    forward_features = model.encoder.forward_features
+    model.encoder.forward_features = lambda x: sizes.append(tuple(x.shape)) or forward_features(x)
+    images = [photo, photo[::-1].copy(), photo[:40, :40], photo[:, ::-1].copy()]
+    together = segzoo.predict(model, images, batch_size=3)
+    assert [size[0] for size in sizes] == [2, 1, 1]  # of the first three two have one size
+    for image, result in zip(images, together, strict=True):
+        alone = segzoo.predict(model, image)
+        torch.testing.assert_close(result.scores(), alone.scores(), rtol=1e-4, atol=1e-5)
+        assert np.array_equal(result.image, image)
+    views = segzoo.predict(model, images, batch_size=3, flip=True)
+    assert np.array_equal(views[1].mask, segzoo.predict(model, images[1], flip=True).mask)
+    with pytest.raises(segzoo.SegzooError, match="missing.png") as error:
+        segzoo.predict(model, [photo, tmp_path / "missing.png", photo], batch_size=2)
+    assert [result is None for result in error.value.results] == [False, True, False]
+    with pytest.raises(segzoo.SegzooError, match="batch_size"):
+        segzoo.predict(model, images, batch_size=0)
+
+
 def test_the_model_keeps_its_mode(photo):
     model = segzoo.create_model("test_edaformer").train()
     model.encoder.eval()
@@ -135,7 +204,7 @@ def test_segmentation(model, photo, tmp_path):
     assert [label.pixels for label in result.labels] == sorted((x.pixels for x in result.labels), reverse=True)
     assert np.array_equal(np.asarray(result.overlay(0)), photo)
     assert result.overlay().size == (90, 60)
-    mask_path, overlay_path = result.save(tmp_path / "new" / "mask.png")
+    mask_path, overlay_path, classes_path = result.save(tmp_path / "new" / "mask.png", legend=False)
     saved = opened(mask_path)
     assert saved.mode == "P"
     assert np.array_equal(np.asarray(saved), result.mask)
@@ -143,13 +212,14 @@ def test_segmentation(model, photo, tmp_path):
     first = result.labels[0].index
     assert (colours[result.mask == first] == result.label_set.palette[first]).all()
     assert opened(overlay_path).size == (90, 60)
-    assert sorted(path.name for path in mask_path.parent.iterdir()) == ["mask.png", "mask_overlay.png"]
+    written = {path.name for path in mask_path.parent.iterdir()}
+    assert written == {"mask.png", overlay_path.name, classes_path.name}
 
 
 def test_more_than_256_classes_are_saved_as_16_bit(photo, tmp_path):
     result = segzoo.predict(segzoo.create_model("test_edaformer", num_classes=300).eval(), photo)
     assert result.mask.dtype == np.uint16
-    path, _ = result.save(tmp_path / "mask.png")
+    path = result.save(tmp_path / "mask.png").mask
     assert np.array_equal(np.asarray(opened(path)), result.mask)
 
 
@@ -336,14 +406,14 @@ def test_half_precision_scores_are_widened_before_the_resize(photo):
     assert torch.equal(segzoo.predict(model, photo, resize=(64, 96)).scores(), wide[0])
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint8), (257, torch.int32)])
+@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint8), (257, torch.uint16)])
 def test_the_dtype_of_a_mask(classes, dtype):
     scores = torch.zeros(1, classes, 1, 2)
     scores[0, -1] = 1
     for chunk_bytes in (1, 2**20):
         mask = class_map(prediction.AVERAGED, scores, (2, 4), chunk_bytes)
         assert mask.dtype == dtype
-        assert mask.eq(classes - 1).all()
+        assert (mask.numpy() == classes - 1).all()
 
 
 def test_a_save_that_fails_midway_leaves_the_old_file(model, photo, tmp_path, monkeypatch):
@@ -357,7 +427,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file(model, photo, tmp_path, mo
 
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(segzoo.SegzooError, match="No space left"):
-        result.save(path)
+        result.save(path, overwrite=True)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("mask.png", b"the old one")]
 
 

@@ -31,7 +31,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert len(blocks("python")) >= 3
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["street.png", "street_overlay.png"]
+    written = sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert written == ["street.png", "street_classes.json", "street_overlay.png"]
 
 
 def test_shell_blocks_name_real_commands():

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from .._errors import SegzooError
 from .._version import __version__
 from . import convert, data, demo, eval, info, list, predict, publish
+from .output import say_error
 
 VERBS = {
     "list": list,
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except SegzooError as error:
-        print(f"segzoo: error: {error}", file=sys.stderr)
+        say_error(error)
         return 2
     except KeyboardInterrupt:
         return 130

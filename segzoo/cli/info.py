@@ -1,8 +1,9 @@
-"""`segzoo info`: one model's size and cost, its reduction sites and its weights."""
+"""`segzoo info`: one model's size and cost, its reduction sites, and the weights that the name means."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from ..costing import Cost
     from ..models.base import Model
     from ..models.family import PublishedCost
+    from ..models.rows import PretrainedCfg, PublishedScore
     from ..zoo.names import ModelInfo
 
 SUMMARY = "parameters, cost per stage and reduction site, weights, licence"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="name or name.tag")
+    parser.add_argument("model", help="name, name.tag, local-dir:PATH or hf-hub:OWNER/NAME")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="input in pixels (default: 512 512)")
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     parser.add_argument("--num-classes", type=positive, metavar="K")
@@ -29,71 +31,147 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_name(args.model)  # before torch is loaded
-    import torch
-
     from ..costing import cost
-    from ..zoo import create_model, model_info
+    from ..zoo.names import model_info
+    from ..zoo.recipe import blueprint
 
-    info = model_info(args.model)
-    with torch.device("meta"):
-        model = create_model(args.model, num_classes=args.num_classes)
+    model = blueprint(args.model, num_classes=args.num_classes)
     if args.reduction:
         model.set_inference_reduction(args.reduction)
     height, width = args.size or (512, 512)
-    size = (height, width)
-    result = cost(model, size)
-    published = [
-        figure
-        for figure in info.published
-        if figure.size == size
-        and (figure.num_classes in (None, model.num_classes))
-        and figure.reduction == (args.reduction or "base")
-    ]
+    subject = Subject(
+        name=args.model,
+        model=model,
+        info=model_info(model.name.partition(".")[0]),
+        cost=cost(model, (height, width)),
+        reduction=args.reduction or "base",
+    )
     if args.json:
-        print_json(_as_dict(args.model, info, model, result, published))
+        print_json(subject.as_dict())
     else:
-        _print_text(args.model, info, model, result, published)
+        print("\n".join(subject.lines()))
     return 0
 
 
-def _as_dict(
-    name: str, info: ModelInfo, model: Model, result: Cost, published: Sequence[PublishedCost]
-) -> dict[str, Any]:
-    row = info.pretrained_cfg
-    return {
-        "name": name,
-        "family": info.family,
-        "note": info.note,
-        "num_classes": model.num_classes,
-        "size": result.size,
-        "params": result.params,
-        "macs": result.macs,
-        "published_gmacs": published[0].gmacs if published else None,
-        "stages": result.stages,
-        "sites": result.sites,
-        "reduction": json.loads(result.plan.to_json()),
-        "presets": list(model.reduction_presets),
-        "tags": list(info.tags),
-        "license": row.license if row else None,
-        "commercial_use": row.commercial_use if row else None,
-    }
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What `segzoo info` was asked about."""
 
+    name: str  # as given
+    model: Model  # without weights
+    info: ModelInfo  # of the variant
+    cost: Cost
+    reduction: str  # as given
 
-def _print_text(name: str, info: ModelInfo, model: Model, result: Cost, published: Sequence[PublishedCost]) -> None:
-    print(f"{name} ({info.family}), {model.num_classes} classes")
-    if info.note:
-        print(f"note: {info.note}")
-    print(result)
-    for figure in published:
-        params = f", {figure.params_m} M parameters" if figure.params_m else ""
-        print(f"published: {figure.gmacs} GMACs{params}")
-    if not published:
-        print("published: no figure for this size, number of classes and reduction")
-    print(f"presets: {', '.join(model.reduction_presets) or 'none'}")
-    print(f"weights: {', '.join(info.tags) or 'none'}")
-    row = info.pretrained_cfg
-    if row:
+    @property
+    def row(self) -> PretrainedCfg | None:
+        return self.model.pretrained_cfg
+
+    @property
+    def published(self) -> list[PublishedCost]:
+        """The paper's costs of exactly this size, number of classes and reduction."""
+        return [
+            figure
+            for figure in self.info.published
+            if figure.size == self.cost.size
+            and figure.num_classes in (None, self.model.num_classes)
+            and figure.reduction == self.reduction
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        row = self.row
+        return {
+            "name": self.name,
+            "family": self.info.family,
+            "note": self.info.note,
+            "num_classes": self.model.num_classes,
+            "size": self.cost.size,
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            "published_gmacs": self.published[0].gmacs if self.published else None,
+            "published_why": self.published[0].why if self.published else None,
+            "stages": self.cost.stages,
+            "sites": self.cost.sites,
+            "reduction": json.loads(self.cost.plan.to_json()),
+            "presets": list(self.model.reduction_presets),
+            "tags": list(self.info.tags),
+            "weights": self.model.name if row else None,
+            "source": row.state if row else None,
+            "from": _place(row) if row else None,
+            "dataset": row.dataset if row else None,
+            "published": [dataclasses.asdict(score) for score in row.published] if row else [],
+            "license": row.license if row else None,
+            "license_url": row.license_url if row else None,
+            "commercial_use": row.commercial_use if row else None,
+        }
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.name} ({self.info.family}), {self.model.num_classes} classes"]
+        if self.info.note:
+            lines.append(f"note: {self.info.note}")
+        lines.append(str(self.cost))
+        for figure in self.published:
+            params = f", {figure.params_m} M parameters" if figure.params_m else ""
+            lines.append(f"published: {figure.gmacs} GMACs{params}" + (f"; {figure.why}" if figure.why else ""))
+        if not self.published:
+            lines.append(f"published: no figure for this size, number of classes and reduction{self._other_costs()}")
+        lines.append(f"presets: {', '.join(self.model.reduction_presets) or 'none'}")
+        return [*lines, *self._weights()]
+
+    def _other_costs(self) -> str:
+        """For which sizes and numbers of classes there are published costs."""
+        settings = dict.fromkeys(
+            f"{figure.size[0]}x{figure.size[1]}" + (f" with {figure.num_classes} classes" if figure.num_classes else "")
+            for figure in self.info.published
+        )
+        return f"; there are for {', '.join(settings)}" if settings else ""
+
+    def _weights(self) -> list[str]:
+        row, tags = self.row, ", ".join(self.info.tags) or "none"
+        if row is None:
+            return [f"weights: {tags}"]
+        classes = "" if row.num_classes == self.model.num_classes else f", {row.num_classes} classes"
+        by_default = "" if "." in self.name or ":" in self.name else ", the default"
         allowed = {True: "allowed", False: "not allowed", None: "unknown"}[row.commercial_use]
-        print(f"default weights: {info.tag} ({row.state}), licence {row.license}, commercial use {allowed}")
-        if not row.loadable:
-            print(f"how to get them: {row.how_to_get}")
+        page = f" ({row.license_url})" if row.license_url else ""
+        lines = [
+            f"weights: {self.model.name}{by_default}, trained on {row.dataset or 'unknown data'}{classes}",
+            f"  from: {_place(row)}",
+            *(f"  {line}" for line in _figures(row.published)),
+            f"  licence: {row.license}{page}, commercial use {allowed}",
+            f"  origin: {row.origin or 'unknown'}",
+            f"all weights of {self.info.name}: {tags}",
+        ]
+        if row.how_to_get:
+            lines.insert(2, f"  how to get them: {row.how_to_get}")
+        if self.name != self.model.name and ":" in self.name:
+            lines[1] = f"  from: {self.name}"
+        return lines
+
+
+def _place(row: PretrainedCfg) -> str:
+    """Where the file of a row is."""
+    if row.state == "bundled":
+        return f"this package, {row.file}"
+    if row.state == "hub":
+        file = f", {row.hf_hub_filename}" if row.hf_hub_filename else ""
+        return f"https://huggingface.co/{row.hf_hub_id} at {row.hf_revision or 'main'}{file}"
+    return row.url or "not published in a loadable form"
+
+
+def _figures(published: Sequence[PublishedScore]) -> list[str]:
+    """A line for the figures that only differ in their reduction, and one for how and where they were published."""
+    from ..models.rows import METRICS
+
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for score in published:
+        terms = [score.protocol or "protocol not stated", score.training, score.source or "source not stated"]
+        terms.append(f"confirmed by {score.confirmed_by}" if score.confirmed_by else "could not be confirmed")
+        key = (METRICS[score.metric], "; ".join(term for term in terms if term))
+        alike.setdefault(key, []).append(f"{score.value} ({score.reduction})")
+    if not alike:
+        return ["published accuracy: none known for these weights"]
+    lines = []
+    for (metric, terms), values in alike.items():
+        lines += [f"published {metric} in percent: {', '.join(values)}", f"  {terms}"]
+    return lines

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
-from .._errors import SegzooError
+from .._errors import SegzooError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,10 @@ def trained_model(args: argparse.Namespace) -> Model:
     from ..zoo import create_model, load_weights
 
     if args.checkpoint is None:
-        model = create_model(args.model, pretrained=True)
+        try:
+            model = create_model(args.model, pretrained=True)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace("checkpoint_path=", "--checkpoint FILE")) from error
         if args.num_classes not in (None, model.num_classes):
             raise SegzooError(
                 f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "
@@ -34,6 +38,9 @@ def trained_model(args: argparse.Namespace) -> Model:
 
 
 def find_device(name: str) -> torch.device:
+    """The device of `--device`, if this machine has it."""
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", name):
+        raise SegzooError(f"--device {name}: use cpu, cuda (one of several: cuda:1), mps or xpu")
     import torch
 
     try:

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T], *, as_json: bool) -> Iterable[T]:
-    """A progress bar on a terminal, nothing where the output is read by a program."""
+def progress(items: Iterable[T], *, as_json: bool, total: int | None = None, unit: str = "it") -> Iterable[T]:
+    """A progress bar on a terminal, nothing where the output is read by a program.
+
+    Args:
+        total: number of items, where they do not know it themselves.
+        unit: what they are; the bar shows how many a second, and the time that is left.
+    """
     from tqdm import tqdm  # comes with huggingface-hub
 
-    hidden = len(items) < 2 or as_json or not sys.stderr.isatty()
-    return tqdm(items, disable=hidden, leave=False, file=sys.stderr)
+    total = len(items) if isinstance(items, Sized) else total
+    hidden = total == 1 or as_json or not sys.stderr.isatty()
+    return tqdm(items, total=total, unit=unit, disable=hidden, leave=False, file=sys.stderr, dynamic_ncols=True)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line above a progress bar, if there is one; what the terminal cannot show, such as a file name that is
+    no text, is escaped."""
+    from tqdm import tqdm
+
+    stream = sys.stdout if file is None else file
+    encoding = stream.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    stream.flush()
+
+
+def say_error(error: object) -> None:
+    say(f"segzoo: error: {error}", sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -28,6 +50,31 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@dataclasses.dataclass
+class Group:
+    """A table with its heading; a row of one cell is a sentence that takes the whole line."""
+
+    head: list[str]
+    rows: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def widths(self) -> list[int]:
+        table = [self.head, *(row for row in self.rows if len(row) > 1)]
+        return [max(len(row[i]) for row in table) for i in range(len(self.head))]
+
+
+def print_groups(groups: Sequence[Group], *, width: int) -> None:
+    """Tables of the same columns, an empty line between; all leave out the last columns that some have no room for."""
+    count = len(groups[0].head)
+    while count > 1 and any(sum(group.widths()[:count]) + 2 * (count - 1) > width for group in groups):
+        count -= 1
+    for i, group in enumerate(groups):
+        if i:
+            print()
+        for row in (group.head, *group.rows):
+            cells = zip(row[:count], group.widths(), strict=False)
+            print("  ".join(cell.ljust(size) for cell, size in cells).rstrip() if len(row) > 1 else row[0])
 
 
 def _text(value: Any) -> str:

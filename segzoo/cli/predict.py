@@ -7,24 +7,38 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from .._errors import ImageError, SegzooError
+from .._errors import ImageError, SaveError, SegzooError
+from ..labels import load_labels
 from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, positive
+from .inputs import Input, find_inputs, is_url
 from .loading import find_device, trained_model
-from .output import print_json, progress
+from .output import progress, say, say_error
 
 if TYPE_CHECKING:
-    from ..results import Segmentation
+    from ..models.base import Model
+    from ..results import SavedFiles, Segmentation
 
 SUMMARY = "write a mask and an overlay for each image"
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders, wildcards in quotes, http(s) URLs, or - for a list of them on standard input",
+    )
+    parser.add_argument("--recursive", action="store_true", help="of a folder, also the images in its folders")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("segzoo_masks"), metavar="DIR", help="folder of results (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="also images whose results exist (default: skip them)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or name.tag (default: %(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
     parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
@@ -34,72 +48,117 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
     parser.add_argument("--alpha", type=float, default=0.5, help="strength of the overlay's colours, 0 to 1")
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--no-legend", action="store_true", help="overlays without the names of their colours")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the computation (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, metavar="N", help="images of one size that run together (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.alpha <= 1:
         raise SegzooError(f"--alpha must be between 0 and 1, not {args.alpha}")
-    paths = output_paths(args.images, args.output)
     check_name(args.model)  # before torch is loaded
-    from ..prediction import predict
-
-    model = trained_model(args).eval().to(find_device(args.device))
-    if args.reduction:
-        model.set_inference_reduction(args.reduction)
-    resize = tuple(args.resize) if args.resize else None
-    done, errors = [], []
-    for source, path in progress(list(zip(args.images, paths, strict=True)), as_json=args.json):
-        try:
-            result = predict(model, source, resize=resize, mode=args.mode, scales=args.scales, flip=args.flip)
-        except ImageError as error:
-            errors.append(str(error))
-            print(f"segzoo: error: {error}", file=sys.stderr)
-            continue
-        mask_path, overlay_path = result.save(path, alpha=args.alpha)
-        done.append(_as_dict(result, mask_path, overlay_path))
+    inputs = find_inputs(args.images, recursive=args.recursive, output=args.output)
+    places = output_files(inputs, args.output)
+    todo, skipped = [], []
+    for item, files in zip(inputs, places, strict=True):
+        exists = not args.overwrite and any(os.path.lexists(file) for file in files)
+        (skipped if exists else todo).append((item, files))
+    failed = _segment_all(args, todo) if todo else 0
     if args.json:
-        print_json({"model": args.model, "images": done, "errors": errors})
-    else:
-        for item in done:
-            _print_text(item)
-    return 2 if errors else 0
+        for item, files in skipped:
+            say(json.dumps({"image": item.source, "skipped": str(files.mask)}))
+    elif skipped or len(inputs) > 1:
+        parts = [f"{len(todo) - failed} of {len(inputs)} written to {args.output}"]
+        parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []
+        parts += [f"{failed} failed"] if failed else []
+        say("; ".join(parts), sys.stderr)
+    return 2 if failed else 0
 
 
-def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
-    """One mask file per image; where its name or that of its overlay is taken, it gets a number.
+def output_files(inputs: Sequence[Input], folder: Path) -> list[SavedFiles]:
+    """Where the results of each image go; of several that would go to one place, all but the first get a number.
 
     Raises:
-        SegzooError: a mask or an overlay would take the place of an image.
+        SegzooError: a result would take the place of an image.
     """
-    inputs = {os.path.realpath(image) for image in images}
+    from ..results import SavedFiles
+
+    sources = {os.path.realpath(item.source) for item in inputs if not is_url(item.source)}
     used: set[Path] = set()
-    paths = []
-    for image in images:
-        name, number = Path(image).stem, 2
-        while used.intersection(outputs := (folder / f"{name}.png", folder / f"{name}_overlay.png")):
-            name, number = f"{Path(image).stem}-{number}", number + 1
-        for output in outputs:
-            if os.path.realpath(output) in inputs:
-                raise SegzooError(f"{output} is one of the images and would be overwritten; give another folder as -o")
-        used.update(outputs)
-        paths.append(outputs[0])
-    return paths
+    next_number: dict[PurePath, int] = {}  # so that no number is tried twice
+    places = []
+    for item in inputs:
+        number, free = next_number.get(item.place, 1), False
+        while not free:
+            name = item.place.name if number == 1 else f"{item.place.name}-{number}"
+            files = SavedFiles.of(folder / item.place.with_name(f"{name}.png"))
+            free, number = used.isdisjoint(files), number + 1
+        next_number[item.place] = number
+        for file in files:
+            if os.path.realpath(file) in sources:
+                raise SegzooError(f"{file} is one of the images and would be overwritten; give another folder as -o")
+        used.update(files)
+        places.append(files)
+    return places
 
 
-def _as_dict(result: Segmentation, mask_path: Path, overlay_path: Path) -> dict[str, Any]:
-    return {
-        "image": result.source,
-        "mask": str(mask_path),
-        "overlay": str(overlay_path),
-        "size": list(result.mask.shape),
-        "labels": [label._asdict() for label in result.labels],
-        "reduction": json.loads(result.plan.to_json()),
-    }
+def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFiles]]) -> int:
+    """Segment, save and report each image; returns how many failed."""
+    import torch
+
+    from ..prediction import mask_maker, protocol_of, segment_many
+
+    model = trained_model(args).eval().to(find_device(args.device), getattr(torch, DTYPES[args.dtype]))
+    if args.reduction:
+        model.set_inference_reduction(args.reduction)
+    maker = mask_maker(model)
+    protocol = protocol_of(
+        maker.row,
+        resize=tuple(args.resize) if args.resize else None,
+        mode=args.mode,
+        scales=args.scales,
+        flip=args.flip,
+    )
+    if not args.json:
+        say(describe_model(model, args.checkpoint), sys.stderr)
+    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size)
+    failed = 0
+    bar = progress(outcomes, total=len(todo), as_json=args.json, unit=" images")
+    for (item, files), outcome in zip(todo, bar, strict=True):
+        try:
+            if isinstance(outcome, ImageError):
+                raise outcome
+            outcome.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
+        except (ImageError, SaveError) as error:
+            failed += 1
+            say_error(error)
+            if args.json:
+                say(json.dumps({"image": item.source, "error": str(error)}))
+            continue
+        say(_json_line(outcome, files) if args.json else _text_line(outcome, files))
+    return failed
 
 
-def _print_text(item: dict[str, Any]) -> None:
-    """One line an image, from `_as_dict`: its six largest labels with their share."""
-    pixels = item["size"][0] * item["size"][1]
-    labels = ", ".join(f"{label['name']} {100 * label['pixels'] / pixels:.0f} %" for label in item["labels"][:6])
-    print(f"{item['image']} -> {item['mask']}: {labels}")
+def describe_model(model: Model, checkpoint: str | None = None) -> str:
+    """One line: which model, what its weights were trained on, and what they are not for."""
+    row = model.pretrained_cfg
+    if checkpoint is not None:
+        return f"{model.name.partition('.')[0]} with the weights of {checkpoint}"
+    if row is None or not row.dataset:
+        return f"{model.name}, which does not say what it was trained on"
+    data = load_labels(row.label_set).title if row.label_set else row.dataset
+    terms = "; not for commercial use" if row.commercial_use is False else ""
+    return f"{model.name}, trained on {data}{terms}" + (f"; {row.advice}" if row.advice else "")
+
+
+def _json_line(result: Segmentation, files: SavedFiles) -> str:
+    return json.dumps({**result.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
+
+
+def _text_line(result: Segmentation, files: SavedFiles) -> str:
+    """An image, its mask, and the six largest classes with their share."""
+    largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
+    return f"{result.source} -> {files.mask}: {largest}"

@@ -23,16 +23,21 @@ from timm.models import (
     is_model,
     model_entrypoint,
     register_model,
+    register_notrace_function,
+    register_notrace_module,
     resolve_pretrained_cfg,
 )
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .._errors import SegzooError, WeightsError
 from ..layers.init import init_weights
 from ..models import eft, mit
-from ..models.base import BlockSequence, PyramidEncoder
+from ..models.base import BlockSequence, PyramidEncoder, pyramid_groups
+from ..models.features import check_images, take_indices
 from ..models.keys import Layout
 from ..models.rows import PretrainedCfg as WeightsRow
+from ..plans import Plan, set_inference_reduction
 from ..zoo.checkpoint import to_own_layout
 from ..zoo.recipe import create_model
 
@@ -43,6 +48,11 @@ MODELS = {"eft_t": "eft_t", "eft_b": "eft_b", **{f"segzoo_mit_b{i}": f"mit_b{i}"
 
 # Segzoo's weights rows, by its name and tag.
 _ROWS = {**eft.PRETRAINED, **mit.PRETRAINED}
+
+# torch.fx takes an attention as one node: its leaves may choose, look at sizes and return a function.
+register_notrace_module(eft.EmbeddingFreeAttention)
+register_notrace_module(mit.EfficientSelfAttention)
+register_notrace_function(check_images)
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -102,7 +112,8 @@ class TimmEncoder(nn.Module):
         """
         if output_fmt != "NCHW":
             raise SegzooError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
-        chosen = self._indices(indices)
+        check_images(x_BCHW, in_chans=self.in_chans, dtype=next(self.parameters()).dtype)
+        chosen = take_indices(indices, len(self.stages))
         stages = self.stages[: max(chosen) + 1] if stop_early else self.stages
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)  # as PyramidEncoder.forward_features
         maps = []
@@ -116,7 +127,7 @@ class TimmEncoder(nn.Module):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the stages after the last chosen one, and the head; returns the chosen indices, none negative."""
-        chosen = self._indices(indices)
+        chosen = take_indices(indices, len(self.stages))
         is_cut = max(chosen) + 1 < len(self.stages)
         self.stages = self.stages[: max(chosen) + 1]
         self.num_features = self.head_hidden_size = self.feature_info[len(self.stages) - 1]["num_chs"]
@@ -148,13 +159,7 @@ class TimmEncoder(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameters by depth, for layer-wise learning rates: the stem, then stages (`coarse`) or blocks."""
-        joins_previous = (99999,)  # timm's mark
-        by_block = [
-            (r"^stages\.(\d+)\.patch_embed", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.norm", joins_previous),
-        ]
-        return {"stem": r"^stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)" if coarse else by_block}
+        return pyramid_groups(coarse)
 
     def no_weight_decay(self) -> set[str]:
         return set()  # norms and biases are timm's to leave out
@@ -164,13 +169,24 @@ class TimmEncoder(nn.Module):
             if isinstance(module, BlockSequence):
                 module.checkpointing = enable
 
-    def _indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None or isinstance(indices, int):
-            indices = range(-(count if indices is None else indices), 0)
-        if not indices or any(not -count <= i < count for i in indices):
-            raise SegzooError(f"out_indices must be from {-count} to {count - 1}, or 1 to {count} of them")
-        return [i % count for i in indices]
+    def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
+        """See `segzoo.set_inference_reduction`; a string may name a preset of the encoder's family."""
+        return set_inference_reduction(self, plan, during_training=during_training)
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """timm's; nothing in these encoders is made for one size."""
+
+
+class TimmFeatures(FeatureGetterNet):
+    """What `timm.create_model(..., features_only=True)` gives: the chosen maps, and reduction."""
+
+    @property
+    def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
+        return cast(TimmEncoder, self.model).reduction_presets
+
+    def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
+        """See `segzoo.set_inference_reduction`; a string may name a preset of the encoder's family."""
+        return set_inference_reduction(self, plan, during_training=during_training)
 
 
 def _check_pool(global_pool: str, num_classes: int) -> str:
@@ -185,14 +201,10 @@ def _timm_cfg(row: WeightsRow) -> dict[str, Any]:
     """A weights row of segzoo in timm's fields."""
     height, width = row.input_size
     cfg = {
-        "input_size": (3, height, width),
+        **row,
         "pool_size": (height // 32, width // 32),
-        "mean": row.mean,
-        "std": row.std,
-        "num_classes": row.num_classes,
         "first_conv": "stages.0.patch_embed.proj",
         "classifier": "head",
-        "license": row.license,
         "origin_url": row.license_url,
     }
     if row.state == "hub":
@@ -250,7 +262,7 @@ def _create(
         pretrained and tag is None,
         pretrained_cfg=cfg,
         pretrained_filter_fn=_fit_keys,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": TimmFeatures},
         **kwargs,
     )
 

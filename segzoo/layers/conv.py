@@ -72,8 +72,10 @@ class FoldedFuseLevels(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        parts = [resize(level(map_BCHW), size) for level, map_BCHW in zip(self.levels, maps, strict=True)]
-        return self.act(sum(parts[1:], start=parts[0]))
+        total_BCHW, *others = (resize(level(map_BCHW), size) for level, map_BCHW in zip(self.levels, maps, strict=True))
+        for part_BCHW in others:
+            total_BCHW += part_BCHW  # in place: what is added up is this layer's own, and the largest there is
+        return self.act(total_BCHW)
 
     @torch.no_grad()
     def after(self, projections: Sequence[nn.Linear]) -> FoldedFuseLevels:

@@ -4,8 +4,9 @@ Importing registers every family.
 """
 
 from . import edaformer, eft, mit, rtformer, rtformer_backbone, segformer, segvit, swin
-from .base import Encoder, FeaturePyramid, Model, Pyramid, SegmentationModel
+from .base import Encoder, FeaturePyramid, Model, Pyramid
 from .rows import PretrainedCfg
+from .segmenter import SegmentationModel
 
 __all__ = [
     "Encoder",

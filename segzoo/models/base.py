@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from .._errors import SegzooError
 from ..layers.block import BlockSequence, Stage
 from ..layers.grids import grid_of
 from ..layers.init import init_weights
-from ..layers.shapes import resize, resize_image_part
 from ..plans import Plan, set_inference_reduction
+from .features import FeatureInfo, check_images, take_indices
 
 if TYPE_CHECKING:
     from .keys import Layout
     from .rows import PretrainedCfg
+
+JOINS_PREVIOUS = (99999,)  # timm's mark in a `group_matcher`: no group of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +51,21 @@ class Pyramid:
 torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
 
 
+# "fresh classifier": everything but the last layer is trained.
+WeightsState = Literal["pretrained", "fresh classifier", "untrained"]
+WEIGHTS_STATES: tuple[WeightsState, ...] = get_args(WeightsState)
+
+
 class Model(nn.Module):
     """What encoders and segmentation models share. `cfg` is the family's frozen config, all of it plain data; it always
     describes the model as it is, also after `reset_classifier`."""
 
     key_layouts: ClassVar[Sequence[Layout]] = ()  # official layouts of checkpoints that load_weights understands
     reduction_presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # plans by name
+    preset_accuracy: ClassVar[Mapping[str, str]] = {}  # what a preset costs in accuracy, and who measured it
     pretrained_cfg: PretrainedCfg | None = None  # the weights row, set by create_model
     name: str = ""  # registry name, set by create_model
+    weights_state: WeightsState = "untrained"  # whoever trains a model says "pretrained" when it is done
     head_prefix: ClassVar[str] = "head."  # parameters that learn the task; the rest is the encoder
     feature_info: list[dict[str, Any]]  # of each map: {"num_chs": channels, "reduction": stride, "module": its name}
     first_conv: ClassVar[str] = ""  # parameter whose input channels are the image's
@@ -71,15 +80,50 @@ class Model(nn.Module):
 
     @num_classes.setter
     def num_classes(self, num_classes: int) -> None:
+        """Set by `reset_classifier`, whose classifier nobody has trained; an encoder of 0 classes has none."""
         self.cfg = dataclasses.replace(self.cfg, num_classes=num_classes)
+        if self.weights_state != "untrained":
+            self.weights_state = "fresh classifier" if num_classes else "pretrained"
 
     @property
     def in_chans(self) -> int:
         return self.cfg.in_chans
 
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The weights row in timm's fields, completed by what only the model knows. A new dict each time."""
+        classifier = self.get_classifier()
+        row = dict(self.pretrained_cfg) if self.pretrained_cfg else {}
+        if row:
+            row["input_size"] = (self.in_chans, *row["input_size"][1:])
+        return {
+            **row,
+            "architecture": self.name.partition(".")[0],
+            "tag": self.name.partition(".")[2] or None,
+            "num_classes": self.num_classes,
+            "pool_size": None,
+            "first_conv": self.first_conv.removesuffix(".weight"),
+            "classifier": next(name for name, module in self.named_modules() if module is classifier),
+        }
+
     def set_inference_reduction(self, plan: object, *, during_training: bool = False) -> Plan:
         """See `segzoo.set_inference_reduction`; a string may name a preset of this family."""
         return set_inference_reduction(self, plan, during_training=during_training)
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """Fit to images of this many pixels what is learned once a position, as timm's models do.
+
+        Every model takes every size anyway, and most have nothing to fit. Parameters may be new ones: make the
+        optimizer afterwards.
+        """
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters by depth in timm's notation, for layer-wise learning rates; what is not matched comes last.
+
+        Args:
+            coarse: stages instead of blocks.
+        """
+        raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of storing their activations."""
@@ -87,11 +131,25 @@ class Model(nn.Module):
             if isinstance(module, BlockSequence):
                 module.checkpointing = enable
 
+    def mark_loaded(self, state: WeightsState = "pretrained") -> None:
+        """Say what its parameters are now; an encoder in it has no classifier that could be fresh."""
+        for part in self.modules():
+            if isinstance(part, Model):
+                part.weights_state = "untrained" if state == "untrained" else "pretrained"
+        self.weights_state = state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's own; a model that got every parameter counts as pretrained."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        if not result.missing_keys:
+            self.mark_loaded()
+        return result
+
     def get_classifier(self) -> nn.Module:
         """The last layer, whose outputs are the classes."""
         raise NotImplementedError
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Fresh parameters for other classes; everything else is untouched."""
         raise NotImplementedError
 
@@ -140,12 +198,14 @@ class Model(nn.Module):
 
 
 class Encoder(Model):
-    """A classifier in timm's sense over a pyramid of maps. Subclasses define `forward_features`.
+    """A classifier in timm's sense over a pyramid of maps. Subclasses define `forward_features`, which begins with
+    `check_images`.
 
     `feature_info[i]` describes map i: {"num_chs": channels, "reduction": stride, "module": its module's name}.
     """
 
-    feature_info: list[dict[str, Any]]
+    feature_info: FeatureInfo
+    num_features: int  # channels of the last map
     size_multiple: int = 1  # forward_features pads images to whole multiples of this many pixels
 
     def make_head(self, num_features: int) -> None:
@@ -156,16 +216,68 @@ class Encoder(Model):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh head for `num_classes` classes (0: none); the encoder is untouched."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` classes (0: none); the encoder is untouched.
+
+        Args:
+            global_pool: timm's; the head pools by the mean, so "avg" or None.
+        """
+        if global_pool not in (None, "avg"):
+            raise SegzooError(f"global_pool must be 'avg', not {global_pool!r}; forward_features gives the maps")
         like = next(self.parameters())
         self.num_classes = num_classes
         self.make_head(self.num_features)
         self.head.apply(init_weights).to(like).train(self.training)
 
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that the classifier takes, or would take."""
+        return self.num_features
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        cfg = super().default_cfg
+        if "input_size" in cfg:
+            cfg["pool_size"] = grid_of(cfg["input_size"][1:], self.feature_info[-1]["reduction"])
+        return cfg
+
+    def check_images(self, x_BCHW: Tensor) -> None:
+        """Raises SegzooError for what is no batch of images for this model; see `features.check_images`."""
+        check_images(x_BCHW, in_chans=self.in_chans, dtype=next(self.parameters()).dtype)
+
     def forward_features(self, x_BCHW: Tensor) -> Pyramid:
-        """(B, in_chans, H, W) normalised images -> maps (B, C_i, H_i, W_i), fine to coarse."""
+        """(B, in_chans, H, W) normalised images -> maps (B, C_i, H_i, W_i), fine to coarse.
+
+        Raises:
+            SegzooError: a tensor of another rank, dtype or number of channels.
+        """
         raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x_BCHW: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Pyramid, list[Tensor]]:
+        """The chosen maps, and before them what `forward_features` gives. The arguments are timm's.
+
+        Args:
+            indices: which maps, 0 the finest; a number n means the last n, None all.
+            norm: accepted; every map is as the decoders get it, which is with the norm that belongs to it.
+            stop_early: accepted; what is made beyond the chosen maps is made all the same.
+            output_fmt: "NCHW", or "NLC" for tokens (B, H * W, C) in row-major order.
+            intermediates_only: only the list of maps.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise SegzooError(f"output_fmt must be 'NCHW' or 'NLC', not {output_fmt!r}")
+        features = self.forward_features(x_BCHW)
+        maps = [features[i] for i in take_indices(indices, len(self.feature_info))]
+        if output_fmt == "NLC":
+            maps = [map_BCHW.flatten(2).transpose(1, 2) for map_BCHW in maps]
+        return maps if intermediates_only else (features, maps)
 
     def pyramid(self, maps: Sequence[Tensor], x_BCHW: Tensor, padded_BCHW: Tensor) -> Pyramid:
         """The maps of an image, fine to coarse, made from it as it was padded."""
@@ -195,14 +307,18 @@ class PyramidEncoder(Encoder):
     def __init__(self, *, cfg: Any, stages: Sequence[Stage]):
         super().__init__(cfg=cfg)
         self.stages = nn.ModuleList(stages)
-        self.feature_info = [
+        self.feature_info = FeatureInfo(
             {"num_chs": stage.patch_embed.proj.out_channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
             for i, stage in enumerate(stages)
-        ]
+        )
         self.make_head(self.feature_info[-1]["num_chs"])
         self.apply(init_weights)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return pyramid_groups(coarse)
+
     def forward_features(self, x_BCHW: Tensor) -> Pyramid:
+        self.check_images(x_BCHW)
         # Channels-last from the start: every later token view and depthwise convolution is then free of copies.
         map_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         maps = []
@@ -212,21 +328,31 @@ class PyramidEncoder(Encoder):
         return self.pyramid(maps, x_BCHW, x_BCHW)
 
 
+def pyramid_groups(coarse: bool) -> dict[str, Any]:
+    """The `group_matcher` of a chain of stages."""
+    by_block = [
+        (r"^stages\.(\d+)\.patch_embed", (0,)),
+        (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+        (r"^stages\.(\d+)\.norm", JOINS_PREVIOUS),
+    ]
+    return {"stem": r"^stages\.0\.patch_embed", "blocks": r"^stages\.(\d+)" if coarse else by_block}
+
+
 class FeaturePyramid(nn.Module):
     """`create_model(..., features_only=True)`: an encoder whose forward returns the chosen maps.
 
     `feature_info` describes the returned maps.
     """
 
-    def __init__(self, *, encoder: Encoder, out_indices: Sequence[int] | None = None):
+    def __init__(self, *, encoder: Encoder, out_indices: int | Sequence[int] | None = None):
         super().__init__()
-        count = len(encoder.feature_info)
-        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
-        if not indices or any(not isinstance(i, int) or not -count <= i < count for i in indices):
-            raise SegzooError(f"out_indices must be whole numbers from 0 to {count - 1}, not {out_indices!r}")
         self.encoder = encoder
-        self.out_indices = tuple(i % count for i in indices)
-        self.feature_info = [encoder.feature_info[i] for i in self.out_indices]
+        self.out_indices = tuple(take_indices(out_indices, len(encoder.feature_info)))
+        self.feature_info = FeatureInfo(encoder.feature_info[i] for i in self.out_indices)
+
+    @property
+    def pretrained_cfg(self) -> PretrainedCfg | None:
+        return self.encoder.pretrained_cfg
 
     @property
     def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
@@ -242,99 +368,3 @@ class FeaturePyramid(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.encoder.set_grad_checkpointing(enable)
-
-
-class SegmentationModel(Model):
-    """Image -> scores at input size, one Tensor, in train and eval. Subclasses define the head.
-
-    `forward(x) == to_size(forward_head(forward_features(x)), x.shape[2:])`.
-    """
-
-    # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
-    score_kind: str = "logits"
-    head_prefix = "decoder."
-    encoder: Encoder
-
-    @property
-    def in_chans(self) -> int:
-        return self.encoder.in_chans
-
-    @property
-    def first_conv(self) -> str:
-        return f"encoder.{self.encoder.first_conv}"
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        super().set_grad_checkpointing(enable)
-        self.encoder.set_grad_checkpointing(enable)  # which may have blocks of its own kind
-
-    def forward_features(self, x_BCHW: Tensor) -> Pyramid:
-        """(B, in_chans, H, W) normalised images -> the encoder's maps, fine to coarse, as in `feature_info`."""
-        return self.encoder.forward_features(x_BCHW)
-
-    def no_weight_decay(self) -> set[str]:
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
-
-    def forward_head(self, features: Pyramid) -> Any:
-        """Maps -> scores at the decoder's own resolution, before any resize."""
-        raise NotImplementedError
-
-    def to_size(self, head_output: Any, size: Sequence[int]) -> Tensor:
-        """What `forward_head` returned -> scores (B, K, *size), the family's own way to full size."""
-        return resize(head_output, tuple(size))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.to_size(self.forward_head(self.forward_features(x_BCHW)), x_BCHW.shape[2:])
-
-    def forward_train(self, x_BCHW: Tensor) -> dict[str, Any]:
-        """One pass for training: {"scores": (B, K, H, W) at input size, and every auxiliary output}."""
-        return {"scores": self(x_BCHW)}
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        return self.encoder.feature_info
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh classifier for `num_classes` >= 1 classes; encoder and decoder are untouched."""
-        raise NotImplementedError
-
-
-class EncoderDecoder(SegmentationModel):
-    """A segmentation model of an encoder and a decoder whose last layer is its `classifier` (EDAFormer, SegFormer).
-
-    The scores of an encoder that pads (ViT, Swin) are brought from the padded grid to the image's own.
-
-    Args:
-        encoder: any encoder whose `feature_info` describes the maps that the decoder was made for.
-        decoder: maps, fine to coarse -> scores at its own resolution; has `classifier`, a 1x1 convolution.
-    """
-
-    def __init__(self, *, encoder: Encoder, decoder: nn.Module, cfg: Any):
-        super().__init__(cfg=cfg)
-        self.encoder = encoder
-        self.decoder = decoder
-
-    def forward_head(self, features: Pyramid) -> Tensor:
-        """Maps -> scores (B, K, H / s, W / s) of the image, at the decoder's stride s."""
-        scores_BKHW = self.decoder(features.maps)
-        image, padded = features.image_size, features.padded_size
-        if image == padded:
-            return scores_BKHW
-        size = grid_of(image, padded[0] // scores_BKHW.shape[2])
-        return resize_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
-
-    def get_classifier(self) -> nn.Conv2d:
-        classifier = self.decoder.classifier
-        assert isinstance(classifier, nn.Conv2d)  # as the class demands of its decoder
-        return classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.decoder.classifier = fresh_conv_classifier(self.get_classifier(), num_classes)
-        self.num_classes = num_classes
-
-
-def fresh_conv_classifier(classifier: nn.Conv2d, num_classes: int) -> nn.Conv2d:
-    """A newly initialised 1x1 classifier like `classifier`, for other classes: its device, dtype and mode."""
-    if num_classes < 1:
-        raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
-    fresh = nn.Conv2d(classifier.in_channels, num_classes, 1, bias=classifier.bias is not None)
-    return fresh.apply(init_weights).to(classifier.weight).train(classifier.training)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from .keys import Layout, Rename, Squeeze
-from .rows import PretrainedCfg
+from .rows import PretrainedCfg, scores
 
 # Checkpoints name stages from 1 and may carry the prefix of the segmentation model that they were cut from.
 ENCODER_RULES = (
@@ -30,4 +32,9 @@ _IMAGENET = PretrainedCfg(
     ),
 )
 
-PRETRAINED = {"eft_t": {"imagenet": _IMAGENET}, "eft_b": {"imagenet": _IMAGENET}}
+_TOP1 = {"metric": "top1", "protocol": "224x224", "source": "arXiv 2407.17261, Table 2"}
+
+PRETRAINED = {
+    "eft_t": {"imagenet": dataclasses.replace(_IMAGENET, published=scores({"base": 72.3}, **_TOP1))},
+    "eft_b": {"imagenet": dataclasses.replace(_IMAGENET, published=scores({"base": 82.4}, **_TOP1))},
+}

@@ -20,6 +20,7 @@ class PublishedCost:
     params_m: float | None = None
     reduction: str = "base"  # preset
     num_classes: int | None = None  # None: the variant's own
+    why: str = ""  # of a figure more than 3 % off the exact cost: what the paper counts otherwise
 
 
 @dataclasses.dataclass(frozen=True)

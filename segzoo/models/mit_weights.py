@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .keys import Concat, Layout, Prefixed, Rename, Split, Squeeze
-from .rows import PretrainedCfg
+from .rows import PretrainedCfg, scores
 
 # NVIDIA's own names, which smp keeps.
 ORIGINAL_RULES = (
@@ -80,7 +80,7 @@ NVIDIA_TERMS = {
 }
 
 
-def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
+def _imagenet(size: str, revision: str, top1: float) -> dict[str, PretrainedCfg]:
     row = PretrainedCfg(
         state="hub",
         hf_hub_id=f"smp-hub/mit_{size}.imagenet",
@@ -90,16 +90,23 @@ def _imagenet(size: str, revision: str) -> dict[str, PretrainedCfg]:
         input_size=(224, 224),
         resize="exact",
         test_size=(224, 224),
+        published=scores(
+            {"base": top1},
+            metric="top1",
+            protocol="224x224",
+            source="arXiv 2105.15203",
+            confirmed_by="the documentation of transformers",
+        ),
         **NVIDIA_TERMS,
     )
     return {"imagenet": row}
 
 
 PRETRAINED = {
-    "mit_b0": _imagenet("b0", "9ce53d104d92d75aabb00aae70677aaab67e7c84"),
-    "mit_b1": _imagenet("b1", "a04bf4f13a549bce677cf79b04852e7510782817"),
-    "mit_b2": _imagenet("b2", "868ab6f13871dcf8c3d9f90ee4519403475b65ef"),
-    "mit_b3": _imagenet("b3", "32558d12a65f1daa0ebcf4f4053c4285e2c1cbda"),
-    "mit_b4": _imagenet("b4", "3a3454e900a4b4f11dd60eeb59101a9a1a36b017"),
-    "mit_b5": _imagenet("b5", "ced04d96c586b6297fd59a7a1e244fc78fdb6531"),
+    "mit_b0": _imagenet("b0", "9ce53d104d92d75aabb00aae70677aaab67e7c84", 70.5),
+    "mit_b1": _imagenet("b1", "a04bf4f13a549bce677cf79b04852e7510782817", 78.7),
+    "mit_b2": _imagenet("b2", "868ab6f13871dcf8c3d9f90ee4519403475b65ef", 81.6),
+    "mit_b3": _imagenet("b3", "32558d12a65f1daa0ebcf4f4053c4285e2c1cbda", 83.1),
+    "mit_b4": _imagenet("b4", "3a3454e900a4b4f11dd60eeb59101a9a1a36b017", 83.6),
+    "mit_b5": _imagenet("b5", "ced04d96c586b6297fd59a7a1e244fc78fdb6531", 83.8),
 }

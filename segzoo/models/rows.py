@@ -1,8 +1,13 @@
-"""What a weights row records: where the weights come from, how images must be prepared, what they reached."""
+"""What a weights row records: where the weights come from, how images must be prepared, what they reached.
+
+Its attributes are segzoo's. As a mapping (`row["mean"]`, `row.get(...)`, `dict(row)`) it answers in timm's fields and
+with timm's meanings, so that timm's own functions can read it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._errors import SegzooError
@@ -17,6 +22,48 @@ CHOICES = {
     "resize": ("keep_ratio", "exact", "none"),
     "test_mode": ("whole", "slide"),
 }
+METRICS = {"miou": "mIoU", "miou_small": "mIoU of the small classes", "top1": "ImageNet top-1"}
+
+WHOLE = "single scale, whole image"
+SLIDE_1024 = "single scale, sliding window 1024 stride 768"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedScore:
+    """An accuracy that was published for the weights of a row, or for others that differ as `training` says.
+
+    Raises:
+        SegzooError: a metric that `METRICS` does not list, or a value that is no percentage.
+    """
+
+    value: float  # percent
+    metric: str = "miou"  # of METRICS
+    reduction: str = "base"  # in force when it was measured: a preset, or the paper's words for what is none
+    protocol: str = ""  # how images were shown to the model; "" = not stated
+    source: str = ""  # where it stands: a paper and its table, a README, a benchmark
+    confirmed_by: str = ""  # where else it was read when it was recorded; "" = it could not be confirmed
+    training: str = ""  # of weights other than the row's: how they were trained
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise SegzooError(f"metric of a published score must be one of {', '.join(METRICS)}, not {self.metric!r}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not 0 <= self.value <= 100:
+            raise SegzooError(f"value of a published score must be in percent, not {self.value!r}")
+
+    @classmethod
+    def of(cls, value: PublishedScore | Mapping[str, Any]) -> PublishedScore:
+        """From itself, or from its fields: {"value": 71.2}."""
+        if isinstance(value, PublishedScore):
+            return value
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(value, Mapping) or "value" not in value or not set(value) <= set(fields):
+            raise SegzooError(f"a published score must be given by its fields {', '.join(fields)}, not as {value!r}")
+        return cls(**value)
+
+
+def scores(values: Mapping[str, float], **common: str) -> tuple[PublishedScore, ...]:
+    """A figure for each reduction; the other fields are theirs in common."""
+    return tuple(PublishedScore(value=value, reduction=reduction, **common) for reduction, value in values.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +101,15 @@ class PretrainedCfg:
     test_mode: str = "whole"
     crop: tuple[int, int] | None = None  # slide: window (H, W)
     stride: tuple[int, int] | None = None  # slide: step (H, W)
-    # What they reached.
-    miou: float | None = None  # published, in percent
-    miou_protocol: str = ""  # "single scale", ...
+    # What they reached; of several figures at one reduction the first is the one to show alone.
+    published: tuple[PublishedScore, ...] = ()  # their fields as a dict are taken, too
     recommended_reduction: str | None = None  # never applied silently
     # Terms.
     license: str = "unknown"  # SPDX identifier in lower case, else the licence's own name, or "unknown"
     license_url: str | None = None
     commercial_use: bool | None = None  # None = unknown
     origin: str = ""  # paper or repository
+    advice: str = ""  # what they are not for, and what is; said before they are used
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
@@ -72,10 +119,57 @@ class PretrainedCfg:
         names = self.label_names
         if names is not None and len(set(names)) != len(names):
             raise SegzooError(f"label_names must be {len(names)} different names, one a class, not {names}")
+        object.__setattr__(self, "published", tuple(map(PublishedScore.of, self.published)))
+
+    def score(self, reduction: str = "base") -> PublishedScore | None:
+        """The figure to show alone: what these weights reached at a reduction, over all classes."""
+        return next(
+            (
+                score
+                for score in self.published
+                if score.reduction == reduction and not score.training and score.metric != "miou_small"
+            ),
+            None,
+        )
+
+    @property
+    def miou(self) -> float | None:
+        """The mIoU published for these weights without reduction, in percent."""
+        score = self.score()
+        return score.value if score and score.metric == "miou" else None
 
     @property
     def loadable(self) -> bool:
         return self.state != "unpublished"
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields that timm and a weights row have in common."""
+        return tuple(self._timm_fields())
+
+    def __getitem__(self, field: str) -> Any:
+        """A field of timm's PretrainedCfg: `input_size` is (channels, height, width)."""
+        return self._timm_fields()[field]
+
+    def get(self, field: str, default: Any = None) -> Any:
+        return self._timm_fields().get(field, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._timm_fields())
+
+    def _timm_fields(self) -> dict[str, Any]:
+        # The usual protocol of ImageNet; where there is one class a pixel, nothing may be cut off.
+        imagenet = self.dataset == "imagenet"
+        return {
+            "input_size": (len(self.mean), *self.input_size),
+            "fixed_input_size": False,
+            "interpolation": "bicubic" if imagenet else "bilinear",
+            "crop_pct": 0.875 if imagenet else 1.0,
+            "mean": self.mean,
+            "std": self.std,
+            "num_classes": self.num_classes,
+            "license": self.license,
+            "origin_url": self.origin,
+        }
 
     @property
     def from_text(self) -> str:
@@ -92,7 +186,6 @@ MMSEG_ADE20K = PretrainedCfg(
     num_classes=150,
     test_size=(512, 2048),
     size_divisor=32,
-    miou_protocol="single scale, whole image",
 )
 MMSEG_CITYSCAPES = PretrainedCfg(
     dataset="cityscapes",
@@ -104,7 +197,6 @@ MMSEG_CITYSCAPES = PretrainedCfg(
     test_mode="slide",
     crop=(1024, 1024),
     stride=(768, 768),
-    miou_protocol="single scale, sliding window 1024 stride 768",
 )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,10 @@ from ..layers.init import init_weights
 from ..layers.norm_folding import absorb, scale_and_shift
 from ..layers.reduction import GridReduction
 from ..layers.shapes import resize, to_channels_first, to_channels_last
-from .base import BlockSequence, Encoder, Pyramid
+from .base import JOINS_PREVIOUS, BlockSequence, Encoder, Pyramid
 from .config import EncoderConfig
 from .family import Family, PublishedCost, Variant, register_family
+from .features import FeatureInfo
 from .rtformer_baselines import (
     ExternalAttention,
     LinformerAttention,
@@ -344,6 +346,9 @@ class RTFormerBackbone(Encoder):
 
     key_layouts = BACKBONE_LAYOUTS
     first_conv = "stem.0.conv.weight"
+    # Of the side of the cross-resolution grid; the paper has no such presets.
+    reduction_presets = {"base": {}, "optimal": {"encoder.grid": 2}, "fast": {"encoder.grid": 4}}
+    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}
 
     def __init__(self, cfg: RTFormerBackboneConfig):
         super().__init__(cfg=cfg)
@@ -361,18 +366,27 @@ class RTFormerBackbone(Encoder):
             make_block(cfg, low_in_chans=4 * chans, injection=cfg.injection[0]),
             make_block(cfg, low_in_chans=8 * chans, injection=cfg.injection[1]),
         )
-        self.feature_info = [
-            {"num_chs": chans, "reduction": 4, "module": "layer1"},
-            {"num_chs": 2 * chans, "reduction": 8, "module": "blocks"},
-            {"num_chs": 4 * chans, "reduction": 16, "module": "layer3"},
-            {"num_chs": 8 * chans, "reduction": 32, "module": "blocks"},
-        ]
+        self.feature_info = FeatureInfo(
+            (
+                {"num_chs": chans, "reduction": 4, "module": "layer1"},
+                {"num_chs": 2 * chans, "reduction": 8, "module": "blocks"},
+                {"num_chs": 4 * chans, "reduction": 16, "module": "layer3"},
+                {"num_chs": 8 * chans, "reduction": 32, "module": "blocks"},
+            )
+        )
         self.make_head(8 * chans)
         self.head.apply(init_weights)
         initialise(self, cfg.bn_momentum)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        index = "" if coarse else r"\.(\d+)"
+        layer3 = [(rf"^layer3{index or '.'}", None), (r"^(?:compress3|layer3_high)", JOINS_PREVIOUS)]
+        layers = {f"layer{i}": rf"^layer{i}{index}" for i in (1, 2)}
+        return {"stem": r"^stem", **layers, "layer3": layer3, "blocks": r"^blocks\.(\d+)"}
+
     def forward_branches(self, x_BCHW: Tensor) -> tuple[Pyramid, Tensor]:
         """(B, in_chans, H, W) -> the maps of `forward_features`, and the high branch before the RTFormer blocks."""
+        self.check_images(x_BCHW)
         # Channels-last from the start, which convolutions prefer and which makes every token view free of copies.
         image_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         stride4_BCHW = self.layer1(self.stem(image_BCHW))
@@ -393,17 +407,20 @@ RTFORMER_SLIM_BACKBONE = RTFormerBackboneConfig()
 RTFORMER_BASE_BACKBONE = RTFormerBackboneConfig(base_chans=64)
 TEST_RTFORMER_BACKBONE = RTFormerBackboneConfig(base_chans=8, depths=(1, 2, 1), cross_size=4, groups=4)
 
-# The paper's figures leave out both attentions' matmuls and the learned keys and values.
+_WHY = (
+    "the paper counts its own ImageNet head, which was not released (ours is a mean and one Linear), and leaves out "
+    "both attentions' matmuls and the learned keys and values"
+)
 VARIANTS = {
     "rtformer_slim_backbone": Variant(
         RTFORMER_SLIM_BACKBONE,
         params=4_655_240,
-        published=(PublishedCost((224, 224), gmacs=0.8, params_m=5.3),),
+        published=(PublishedCost((224, 224), gmacs=0.8, params_m=5.3, why=_WHY),),
     ),
     "rtformer_base_backbone": Variant(
         RTFORMER_BASE_BACKBONE,
         params=18_085_160,
-        published=(PublishedCost((224, 224), gmacs=3.0, params_m=20.5),),
+        published=(PublishedCost((224, 224), gmacs=3.0, params_m=20.5, why=_WHY),),
     ),
 }
 

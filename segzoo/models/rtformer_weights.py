@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from .keys import Drop, Layout, Rename, Squeeze
-from .rows import PretrainedCfg
+from .rows import WHOLE, PretrainedCfg, PublishedScore, scores
 
 # --- key rules ------------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,6 @@ _CITYSCAPES = PretrainedCfg(
     input_size=(512, 1024),
     resize="keep_ratio",
     test_size=(1024, 2048),
-    miou_protocol="single scale, whole image",
     license="apache-2.0",
     commercial_use=True,
     origin=_ORIGIN,
@@ -138,14 +137,35 @@ _IMAGENET = PretrainedCfg(
 )
 
 
-def _released(row: PretrainedCfg, file: str, miou: float, **options: Any) -> PretrainedCfg:
+_README = "configs/rtformer/README.md of PaddleSeg"
+_LISTINGS = "indexes of papers' results (Papers with Code, wizwand)"
+
+
+def _released(
+    row: PretrainedCfg, file: str, readme: tuple[float, float, float], paper: tuple[PublishedScore, ...], **options: Any
+) -> PretrainedCfg:
+    """A released model; `readme` is the mIoU that its README states: plain, with flip, at several scales with flip."""
+    protocols = (WHOLE, f"{WHOLE}, flip", "multi-scale, flip")
+    stated = tuple(
+        PublishedScore(value=value, protocol=protocol, source=_README, confirmed_by="its text")
+        for value, protocol in zip(readme, protocols, strict=True)
+    )
     return dataclasses.replace(
-        row, state="url", url=f"{_STORE}/{row.dataset}/{file}/model.pdparams", miou=miou, cfg_overrides=options
+        row,
+        state="url",
+        url=f"{_STORE}/{row.dataset}/{file}/model.pdparams",
+        published=(*stated, *paper),
+        cfg_overrides=options,
     )
 
 
-def _paper(row: PretrainedCfg, **options: Any) -> PretrainedCfg:
-    return dataclasses.replace(row, cfg_overrides=options)
+def _paper(row: PretrainedCfg, published: tuple[PublishedScore, ...] = (), **options: Any) -> PretrainedCfg:
+    return dataclasses.replace(row, published=published, cfg_overrides=options)
+
+
+def _miou(value: float, confirmed_by: str = "") -> tuple[PublishedScore, ...]:
+    """The paper's own figure."""
+    return scores({"base": value}, source="arXiv 2210.07124", confirmed_by=confirmed_by)
 
 
 PRETRAINED = {
@@ -153,7 +173,8 @@ PRETRAINED = {
         "cityscapes": _released(
             _CITYSCAPES,
             "rtformer_slim_cityscapes_1024x512_120k",
-            76.31,
+            (76.31, 77.05, 77.58),
+            _miou(76.3, _LISTINGS),
             cross_size=12,
             injection=(True, True),
             drop_path_rate=0.2,
@@ -161,19 +182,21 @@ PRETRAINED = {
         "ade20k": _released(
             _ADE20K,
             "rtformer_slim_ade20k_512x512_160k",
-            36.67,
+            (36.67, 37.32, 37.20),
+            _miou(36.7),
             cross_size=8,
             injection=(True, False),
             drop_path_rate=0.1,
         ),
-        "camvid": _paper(_CAMVID, cross_size=8, injection=(True, False), drop_path_rate=0.2),
+        "camvid": _paper(_CAMVID, _miou(81.4, _LISTINGS), cross_size=8, injection=(True, False), drop_path_rate=0.2),
         "coco_stuff10k": _paper(_COCO_STUFF_10K, cross_size=8, injection=(True, False), drop_path_rate=0.1),
     },
     "rtformer_base": {
         "cityscapes": _released(
             _CITYSCAPES,
             "rtformer_base_cityscapes_1024x512_120k",
-            79.24,
+            (79.24, 79.80, 80.19),
+            _miou(79.3, _LISTINGS),
             cross_size=12,
             injection=(True, False),
             drop_path_rate=0.2,
@@ -181,20 +204,28 @@ PRETRAINED = {
         "ade20k": _released(
             _ADE20K,
             "rtformer_base_ade20k_512x512_160k",
-            42.02,
+            (42.02, 42.43, 42.72),
+            _miou(42.1, _LISTINGS),
             cross_size=12,
             injection=(True, False),
             drop_path_rate=0.1,
         ),
-        "camvid": _paper(_CAMVID, cross_size=12, injection=(True, False), drop_path_rate=0.2),
-        "coco_stuff10k": _paper(_COCO_STUFF_10K, cross_size=12, injection=(True, False), drop_path_rate=0.1),
+        "camvid": _paper(_CAMVID, _miou(82.5, _LISTINGS), cross_size=12, injection=(True, False), drop_path_rate=0.2),
+        "coco_stuff10k": _paper(
+            _COCO_STUFF_10K, _miou(35.3, _LISTINGS), cross_size=12, injection=(True, False), drop_path_rate=0.1
+        ),
     },
 }
+# The classifier that reached these figures was not released.
+_TOP1 = {"metric": "top1", "protocol": "224x224", "source": "arXiv 2210.07124, Table 7"}
+
+
+def _backbone(size: str, published: tuple[PublishedScore, ...]) -> dict[str, PretrainedCfg]:
+    url = f"{_STORE}/backbone/rtformer_{size}_backbone_imagenet_pretrained.zip"
+    return {"imagenet": dataclasses.replace(_IMAGENET, url=url, published=published)}
+
+
 BACKBONE_PRETRAINED = {
-    f"rtformer_{size}_backbone": {
-        "imagenet": dataclasses.replace(
-            _IMAGENET, url=f"{_STORE}/backbone/rtformer_{size}_backbone_imagenet_pretrained.zip"
-        )
-    }
-    for size in ("slim", "base")
+    "rtformer_slim_backbone": _backbone("slim", scores({"base": 72.3}, **_TOP1)),
+    "rtformer_base_backbone": _backbone("base", scores({"base": 77.4}, confirmed_by=_LISTINGS, **_TOP1)),
 }

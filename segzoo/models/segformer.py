@@ -30,12 +30,13 @@ from .._errors import WeightsError
 from ..layers.conv import ConvBNReLU, FoldedFuseLevels, FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
-from .base import Encoder, EncoderDecoder
+from .base import Encoder
 from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import StateDict
-from .mit import MIT_B0, MIT_B1, MIT_B2, MIT_B3, MIT_B4, MIT_B5, TEST_MIT, MiT, MiTConfig
+from .mit import MIT_B0, MIT_B1, MIT_B2, MIT_B3, MIT_B4, MIT_B5, TEST_MIT, MiTConfig
 from .segformer_weights import LAYOUTS, PRETRAINED, merged_names
+from .segmenter import EncoderDecoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,6 @@ class SegFormer(EncoderDecoder):
     """
 
     key_layouts = LAYOUTS
-    reduction_presets = MiT.reduction_presets
 
     def fit_state(self, state: StateDict) -> StateDict:
         """Refuses the other decoder's weights by name: a list of keys would not tell which option to pass."""
@@ -146,8 +146,8 @@ class SegFormerKeypoints(SegFormer):
         super().__init__(encoder=encoder, decoder=decoder, cfg=cfg)
         self._start_near_zero()
 
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
+    def renew_classifier(self, num_classes: int) -> None:
+        super().renew_classifier(num_classes)
         self._start_near_zero()
 
     def _start_near_zero(self) -> None:

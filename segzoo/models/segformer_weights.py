@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .keys import Drop, Layout, Prefixed, Rename
 from .mit_weights import HUB_RULES, NVIDIA_TERMS, ORIGINAL_RULES, SEGFORMERPP_RULES, TRANSFORMERS_5_RULES
-from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, PretrainedCfg
+from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, SLIDE_1024, WHOLE, PretrainedCfg, PublishedScore, scores
 
 _ORIGINAL = (
     Drop(r"^decode_head\.conv_seg\.", "mmseg's classifier, never used by this head"),
@@ -48,6 +48,9 @@ LAYOUTS = (
 
 _NVIDIA = dataclasses.replace(MMSEG_ADE20K, **NVIDIA_TERMS)
 _NVIDIA_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **NVIDIA_TERMS)
+_TABLE_2 = {"source": "arXiv 2405.14467, Table II"}
+_PLUS_README = {"confirmed_by": "README of github.com/KieDani/SegformerPlusPlus"}
+_MERGED = "trained with the reduction"
 _SEGFORMERPP_CITYSCAPES = dataclasses.replace(
     _NVIDIA_CITYSCAPES,
     cfg_overrides={"decoder": "segformerpp"},
@@ -57,8 +60,29 @@ _SEGFORMERPP_CITYSCAPES = dataclasses.replace(
     state="url",
     url="https://mediastore.rz.uni-augsburg.de/get/yzE65lzm6N/",
     file="segformerpp_b5_cityscapes.pth",
-    miou=82.39,
-    miou_protocol="not named in the official README",
+    published=(
+        *scores({"base": 82.39, "hq": 82.31, "fast": 82.04, "n2d": 81.96}, **_TABLE_2, **_PLUS_README),
+        *scores({"base": 72.97, "hq": 72.93, "fast": 72.72, "n2d": 72.24}, metric="miou_small", **_TABLE_2),
+        *scores(
+            {"hq": 82.19, "fast": 81.77, "n2d": 82.38},
+            source="arXiv 2405.14467, Table III",
+            training=_MERGED,
+            **_PLUS_README,
+        ),
+    ),
+)
+# Of B2 the paper has figures, but its authors released no weights.
+_SEGFORMERPP_B2_CITYSCAPES = dataclasses.replace(
+    _SEGFORMERPP_CITYSCAPES,
+    state="unpublished",
+    url=None,
+    file=None,
+    how_to_get="Segformer++'s authors released B5 alone; train the model and pass checkpoint_path=, or take "
+    "nvidia_cityscapes_1024",
+    published=(
+        *scores({"base": 81.08, "hq": 81.03, "fast": 80.62, "n2d": 80.38}, **_TABLE_2),
+        *scores({"base": 71.97, "hq": 71.83, "fast": 71.53, "n2d": 71.02}, metric="miou_small", **_TABLE_2),
+    ),
 )
 _SEGFORMERPP_ADE20K = dataclasses.replace(
     _SEGFORMERPP_CITYSCAPES,
@@ -68,16 +92,39 @@ _SEGFORMERPP_ADE20K = dataclasses.replace(
     },
     url="https://mediastore.rz.uni-augsburg.de/get/nKEjUHNAfK/",
     file="segformerpp_b5_ade20k_640.pth",
-    miou=49.72,
+    published=(
+        *scores({"base": 49.72}, source="arXiv 2405.14467", **_PLUS_README),
+        *scores(
+            {"hq": 49.77, "fast": 49.10, "n2d": 49.35}, source="arXiv 2405.14467", training=_MERGED, **_PLUS_README
+        ),
+    ),
     input_size=(640, 640),
     test_size=(640, 2048),
 )
 
 
+# Where figures of SegFormer's Table 1 were read again; the paper's tables themselves could not be.
+_ABSTRACT = "the paper's abstract and Figure 1"
+_QUOTED = "tables of other projects that quote it"
+_ISSUES = "issues 28 and 128 of github.com/NVlabs/SegFormer"
+
+
+def _table_1(
+    single: float, protocol: str, confirmed_by: str = "", *, multi: float | None = None
+) -> tuple[PublishedScore, ...]:
+    """mIoU of SegFormer's Table 1 at a single scale, and at several where that was confirmed."""
+    of_table = {"source": "arXiv 2105.15203, Table 1"}
+    listed = {"protocol": "multi-scale, flip", "confirmed_by": "the paper's abstract, or Papers with Code"}
+    return (
+        *scores({"base": single}, protocol=protocol, confirmed_by=confirmed_by, **of_table),
+        *(scores({"base": multi}, **listed, **of_table) if multi is not None else ()),
+    )
+
+
 def _hub(
     row: PretrainedCfg,
     repository: str,
-    miou: float | None,
+    published: tuple[PublishedScore, ...] = (),
     *,
     revision: str | None = None,
     file: str | None = None,
@@ -94,7 +141,7 @@ def _hub(
         hf_revision=revision,
         size=size,
         sha256=sha256,
-        miou=miou,
+        published=published,
         **fields,
     )
 
@@ -104,9 +151,9 @@ def _smp(size: str) -> dict[str, PretrainedCfg]:
     side = 640 if size == "b5" else 512
     ade20k = {"input_size": (side, side), "test_size": (side, 2048), "file": "model.safetensors"}
     return {
-        f"smp_ade20k_{side}": _hub(_NVIDIA, f"smp-hub/segformer-{size}-{side}x{side}-ade-160k", None, **ade20k),
+        f"smp_ade20k_{side}": _hub(_NVIDIA, f"smp-hub/segformer-{size}-{side}x{side}-ade-160k", **ade20k),
         "smp_cityscapes_1024": _hub(
-            _NVIDIA_CITYSCAPES, f"smp-hub/segformer-{size}-1024x1024-city-160k", None, file="model.safetensors"
+            _NVIDIA_CITYSCAPES, f"smp-hub/segformer-{size}-1024x1024-city-160k", file="model.safetensors"
         ),
     }
 
@@ -116,7 +163,7 @@ _SEGFORMER_WEIGHTS = {
         "nvidia_ade20k_512": _hub(
             _NVIDIA,
             "nvidia/segformer-b0-finetuned-ade-512-512",
-            37.4,
+            _table_1(37.4, WHOLE, _QUOTED),
             revision="489d5cd81a0b59fab9b7ea758d3548ebe99677da",
             file="model.safetensors",
             size=15_036_944,
@@ -125,7 +172,7 @@ _SEGFORMER_WEIGHTS = {
         "nvidia_cityscapes_1024": _hub(
             _NVIDIA_CITYSCAPES,
             "nvidia/segformer-b0-finetuned-cityscapes-1024-1024",
-            76.2,
+            _table_1(76.2, SLIDE_1024, _QUOTED),
             revision="21b3847fae21ddee674abd31129307b6a1235bd9",
             file="pytorch_model.bin",
             size=14_957_601,
@@ -133,43 +180,58 @@ _SEGFORMER_WEIGHTS = {
         ),
     },
     "segformer_b1": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b1-finetuned-ade-512-512", 42.2),
+        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b1-finetuned-ade-512-512", _table_1(42.2, WHOLE, _QUOTED)),
         "nvidia_cityscapes_1024": _hub(
             _NVIDIA_CITYSCAPES,
             "nvidia/segformer-b1-finetuned-cityscapes-1024-1024",
-            78.5,
+            _table_1(78.5, SLIDE_1024, _QUOTED),
             revision="ec86afeba68e656629ccf47e0c8d2902f964917b",
         ),
     },
     "segformer_b2": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b2-finetuned-ade-512-512", 46.5),
+        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b2-finetuned-ade-512-512", _table_1(46.5, WHOLE, _QUOTED)),
         "nvidia_cityscapes_1024": _hub(
             _NVIDIA_CITYSCAPES,
             "nvidia/segformer-b2-finetuned-cityscapes-1024-1024",
-            81.0,
+            _table_1(81.0, SLIDE_1024, _ISSUES),
             revision="d633b2072669ca68d8f8e309de9b52bfdbf6bf72",
             file="pytorch_model.bin",
             size=109_597_961,
         ),
+        "segformerpp_cityscapes_1024": _SEGFORMERPP_B2_CITYSCAPES,
     },
     "segformer_b3": {
         "nvidia_ade20k_512": _hub(
             _NVIDIA,
             "nvidia/segformer-b3-finetuned-ade-512-512",
-            49.4,
+            _table_1(49.4, WHOLE, _QUOTED),
             revision="a820c29fc1e53723079d94ca0e09a14d2657fae6",
         ),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b3-finetuned-cityscapes-1024-1024", 81.7),
+        "nvidia_cityscapes_1024": _hub(
+            _NVIDIA_CITYSCAPES, "nvidia/segformer-b3-finetuned-cityscapes-1024-1024", _table_1(81.7, SLIDE_1024)
+        ),
     },
     "segformer_b4": {
-        "nvidia_ade20k_512": _hub(_NVIDIA, "nvidia/segformer-b4-finetuned-ade-512-512", 50.3),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b4-finetuned-cityscapes-1024-1024", 82.3),
+        "nvidia_ade20k_512": _hub(
+            _NVIDIA, "nvidia/segformer-b4-finetuned-ade-512-512", _table_1(50.3, WHOLE, _ABSTRACT, multi=51.1)
+        ),
+        "nvidia_cityscapes_1024": _hub(
+            _NVIDIA_CITYSCAPES, "nvidia/segformer-b4-finetuned-cityscapes-1024-1024", _table_1(82.3, SLIDE_1024)
+        ),
     },
     "segformer_b5": {
         "nvidia_ade20k_640": _hub(
-            _NVIDIA, "nvidia/segformer-b5-finetuned-ade-640-640", 51.0, input_size=(640, 640), test_size=(640, 2048)
+            _NVIDIA,
+            "nvidia/segformer-b5-finetuned-ade-640-640",
+            _table_1(51.0, WHOLE, _ABSTRACT, multi=51.8),
+            input_size=(640, 640),
+            test_size=(640, 2048),
         ),
-        "nvidia_cityscapes_1024": _hub(_NVIDIA_CITYSCAPES, "nvidia/segformer-b5-finetuned-cityscapes-1024-1024", 82.4),
+        "nvidia_cityscapes_1024": _hub(
+            _NVIDIA_CITYSCAPES,
+            "nvidia/segformer-b5-finetuned-cityscapes-1024-1024",
+            _table_1(82.4, SLIDE_1024, _ISSUES, multi=84.0),
+        ),
         "segformerpp_ade20k_640": _SEGFORMERPP_ADE20K,
         "segformerpp_cityscapes_1024": _SEGFORMERPP_CITYSCAPES,
     },
@@ -187,7 +249,20 @@ def merged_names(rows: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     }
 
 
+def _cityscapes_first(rows: Mapping[str, PretrainedCfg]) -> dict[str, PretrainedCfg]:
+    """Segformer++ is about Cityscapes, so that its names default to these weights, its own before NVIDIA's."""
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda row: (row[1].dataset != "cityscapes", not row[1].loadable, not row[0].startswith("segformerpp")),
+        )
+    )
+
+
 PRETRAINED = {
     **_SEGFORMER_WEIGHTS,
-    **{alias: _SEGFORMER_WEIGHTS[name] for alias, (name, _) in merged_names(_SEGFORMER_WEIGHTS).items()},
+    **{
+        alias: _cityscapes_first(_SEGFORMER_WEIGHTS[name])
+        for alias, (name, _) in merged_names(_SEGFORMER_WEIGHTS).items()
+    },
 }

@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._errors import SegzooError
 from ..layers.attention import attend
 from ..layers.grids import fit_grid, grid_of, resize_grid
 from ..layers.init import init_weights
 from ..layers.shapes import resize, resize_image_part, to_channels_last
-from .base import Encoder, Pyramid, SegmentationModel
+from .base import Encoder, Pyramid
 from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import StateDict
+from .segmenter import SegmentationModel
 from .segvit_weights import LAYOUTS, PRETRAINED
 from .swin import SWIN_TINY
 from .vit import ViTConfig
@@ -193,6 +193,10 @@ class QueryUpsampling(nn.Module):
         self.apply(init_weights)
         nn.init.normal_(self.queries)
 
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """The queries, resized bicubically."""
+        self.queries = nn.Parameter(resize_grid(self.queries.detach()[None], grid)[0])
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         B, _, H, W = features[0].shape
         x_BNC = resize_grid(self.queries[None], (H, W)).flatten(1, 2).repeat(B, 1, 1)
@@ -321,6 +325,22 @@ class SegViT(SegmentationModel):
         """
         return self.score_rows(head_output, size, 0, size[0])
 
+    def product_parts(self, head_output: MaskOutput, size: Sequence[int]) -> tuple[Tensor, Tensor, tuple[float, float]]:
+        """What the scores of `to_size` are made of, for a class map that needs only some of them.
+
+        Returns:
+            class probabilities (B, Q, K), mask logits (B, Q, h, w) and the step (in rows, in columns) on their grid
+            from one pixel of `size` to the next. A score is the sum over q of probability x sigmoid of the mask logit
+            that is read bilinearly at (y + 0.5) * step - 0.5, and so for x.
+        """
+        image_size = head_output.image_size
+        grid = head_output.mask_logits.shape[2:]
+        rows, columns = (
+            side / padded * image / out
+            for side, padded, image, out in zip(grid, head_output.padded_size, image_size, size, strict=True)
+        )
+        return head_output.class_logits.softmax(dim=-1)[..., :-1], head_output.mask_logits, (rows, columns)
+
     def score_rows(self, head_output: MaskOutput, size: Sequence[int], start: int, stop: int) -> Tensor:
         """The rows start <= y < stop of `to_size`, (B, K, stop - start, W), with memory for these rows only."""
         masks_BQRW = resize_image_part(
@@ -348,13 +368,17 @@ class SegViT(SegmentationModel):
     def classifier_parameters(self) -> set[str]:
         return {f"decoder.atm.{name}" for name in ("class_queries", "class_embed.weight", "class_embed.bias")}
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Fresh class queries and class logits for `num_classes` >= 1 classes; all else is untouched."""
-        if num_classes < 1:
-            raise SegzooError(f"a segmentation model needs at least one class, not {num_classes}")
+    def renew_classifier(self, num_classes: int) -> None:
+        """Fresh class queries and class logits."""
         atm = self.decoder.atm
         atm.make_classifier(num_classes, like=atm.class_queries, dim=atm.class_queries.shape[1])
-        self.num_classes = num_classes
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """The encoder's position embedding, and the spatial queries, to the grid of images of this many pixels."""
+        super().set_input_size(img_size)
+        upsample = self.decoder.upsample
+        if isinstance(upsample, QueryUpsampling):
+            upsample.set_grid(grid_of(self.cfg.encoder.img_size, self.feature_info[0]["reduction"]))
 
     def _outputs(self, features: Pyramid, *, auxiliary: bool = False) -> list[MaskOutput]:
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .keys import Drop, Layout, Prefixed, Rename, Split
-from .rows import PretrainedCfg
+from .rows import PretrainedCfg, PublishedScore
 from .vit_weights import MMSEG_RULES
 
 STAGE_RULES = (
@@ -42,16 +42,33 @@ LAYOUTS = (
 )
 
 
-def _row(file: str, miou: float, **fields: Any) -> PretrainedCfg:
-    """A released checkpoint: the .pth files of one Hub repository."""
+_README = "README of github.com/zbwxp/SegVit"
+
+
+def _row(file: str, single: float, multi: float, *, table: int, **fields: Any) -> PretrainedCfg:
+    """A released checkpoint: the .pth files of one Hub repository.
+
+    Args:
+        single, multi: mIoU at a single scale and at several, in percent. Of the paper's tables, only Table 1 has
+            the former; the others stand in the README and in the names of the files.
+        table: of the paper.
+    """
+    of_paper = f"arXiv 2210.05844, Table {table}"
     return PretrainedCfg(
         state="hub",
         hf_hub_id="Akide/SegViTv1",
         hf_hub_filename=file,
         hf_revision=None,  # follows "main": of the commit only the first digits are known, 1cfdaf6
         test_mode="slide",
-        miou=miou,
-        miou_protocol="sliding window; the figure in the name of the released file",
+        published=(
+            PublishedScore(
+                value=single,
+                protocol="single scale, sliding window",
+                source=of_paper if table == 1 else f"the name of the released file, {file}",
+                confirmed_by=_README,
+            ),
+            PublishedScore(value=multi, protocol="multi-scale", source=of_paper, confirmed_by=_README),
+        ),
         license="adelaidet-non-commercial",
         license_url="https://huggingface.co/Akide/SegViTv1",
         commercial_use=False,
@@ -89,15 +106,15 @@ _SIDE_480 = {
 }
 
 PRETRAINED = {
-    "segvit_base": {"ade20k": _row("ade_51.3.pth", 51.3, **_ADE20K, **_SIDE_512)},
+    "segvit_base": {"ade20k": _row("ade_51.3.pth", 51.3, 53.0, table=1, **_ADE20K, **_SIDE_512)},
     "segvit_large": {
-        "ade20k": _row("ade_54.6.pth", 54.6, **_ADE20K, **_HALF, **_SIDE_640),
-        "coco_stuff10k": _row("COCOstuff_49.9.pth", 49.9, **_COCO_STUFF, **_HALF, **_SIDE_512),
-        "pascal_context": _row("PC59cls_64.1.pth", 64.1, **_CONTEXT, **_HALF, **_SIDE_480),
+        "ade20k": _row("ade_54.6.pth", 54.6, 55.2, table=1, **_ADE20K, **_HALF, **_SIDE_640),
+        "coco_stuff10k": _row("COCOstuff_49.9.pth", 49.9, 50.3, table=2, **_COCO_STUFF, **_HALF, **_SIDE_512),
+        "pascal_context": _row("PC59cls_64.1.pth", 64.1, 65.3, table=3, **_CONTEXT, **_HALF, **_SIDE_480),
     },
     "segvit_large_shrunk": {
-        "ade20k": _row("ade_shrunk_53.9.pth", 53.9, **_ADE20K, **_HALF, **_SIDE_640),
-        "coco_stuff10k": _row("COCOstuff10k_shrunk_49.1.pth", 49.1, **_COCO_STUFF, **_HALF, **_SIDE_512),
-        "pascal_context": _row("PC59cls_62.3.pth", 62.3, **_CONTEXT, **_HALF, **_SIDE_480),
+        "ade20k": _row("ade_shrunk_53.9.pth", 53.9, 55.1, table=1, **_ADE20K, **_HALF, **_SIDE_640),
+        "coco_stuff10k": _row("COCOstuff10k_shrunk_49.1.pth", 49.1, 49.4, table=2, **_COCO_STUFF, **_HALF, **_SIDE_512),
+        "pascal_context": _row("PC59cls_62.3.pth", 62.3, 63.7, table=3, **_CONTEXT, **_HALF, **_SIDE_480),
     },
 }

@@ -23,6 +23,7 @@ from ..layers.init import init_weights
 from .base import Encoder, Pyramid
 from .config import EncoderConfig
 from .family import Family, Variant, register_family
+from .features import FeatureInfo
 from .swin_weights import LAYOUTS, PRETRAINED
 
 
@@ -79,20 +80,25 @@ class Swin(Encoder):
         )
         self.body.norm = nn.Identity()
         info = self.body.feature_info
-        self.feature_info = [
+        self.feature_info = FeatureInfo(
             {"num_chs": info[i]["num_chs"], "reduction": info[i]["reduction"], "module": f"body.layers.{i}"}
             for i in cfg.stages
-        ]
+        )
         # With whole cells of the coarsest map, every map covers the same pixels.
         self.size_multiple = self.feature_info[-1]["reduction"]
         self.make_head(self.feature_info[-1]["num_chs"])
         self.head.apply(init_weights)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        by_block = [(r"^body\.layers\.(\d+)\.downsample", (0,)), (r"^body\.layers\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^body\.patch_embed", "blocks": r"^body\.layers\.(\d+)" if coarse else by_block}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
 
     def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> maps of the padded image at strides 4, 8, 16 and 32."""
+        self.check_images(x_BCHW)
         padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         maps = self.body.forward_intermediates(padded_BCHW, indices=list(self.cfg.stages), intermediates_only=True)
         return self.pyramid(maps, x_BCHW, padded_BCHW)

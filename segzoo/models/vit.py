@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
 from .base import Encoder, Pyramid
 from .config import EncoderConfig
+from .features import FeatureInfo, pair
 from .keys import StateDict
 from .vit_weights import LAYOUTS
 
@@ -49,8 +51,8 @@ class ViTConfig(EncoderConfig):
     mlp_ratio: float = 4.0  # hidden width = ratio * channels
     stages: tuple[int, ...] = (5, 7, 11)  # blocks, from 0, whose outputs are the features
     downsample_block: int | None = None  # block whose queries are every second token of every second row
-    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 8)
-    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 8)
+    downsample: str = "nearest"  # "nearest" or "conv": how that block makes its queries (SegViT, Table 7)
+    downsample_tokens: str = "q"  # "q", or "qkv": keys and values are down-sampled too (SegViT, Table 7)
     drop_path_rate: float = 0.1  # of the last block's feed-forward branch; grows linearly from 0
     num_classes: int = 0  # 0: pooled features
 
@@ -110,6 +112,31 @@ class ViTAttention(nn.Module):
         k_BMC, v_BMC = F.linear(self.kv_reduction(kv_BHWC), w_kv, b_kv).chunk(2, dim=-1)
         out_BNC = attend(F.linear(q_BNC, w_q, b_q), k_BMC, v_BMC, num_heads=self.num_heads)
         return restore(self.proj(out_BNC))
+
+    def folded(self) -> nn.Module:
+        return SplitViTAttention(self)
+
+
+class SplitViTAttention(nn.Module):
+    """ViTAttention for inference: its packed projection as two layers."""
+
+    def __init__(self, attn: ViTAttention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.q_reduction = attn.q_reduction
+        self.kv_reduction = attn.kv_reduction
+        self.q = nn.Linear(attn.dim, attn.dim, device="meta")
+        self.kv = nn.Linear(attn.dim, 2 * attn.dim, device="meta")  # keys, then values
+        for name in ("weight", "bias"):
+            q, kv = getattr(attn.qkv, name).detach().split((attn.dim, 2 * attn.dim))
+            setattr(self.q, name, nn.Parameter(q.clone(), requires_grad=False))
+            setattr(self.kv, name, nn.Parameter(kv.clone(), requires_grad=False))
+        self.proj = attn.proj
+
+    def forward(self, q_BHWC: Tensor, kv_BHWC: Tensor) -> Tensor:
+        q_BNC, restore = self.q_reduction(q_BHWC)
+        k_BMC, v_BMC = self.kv(self.kv_reduction(kv_BHWC)).chunk(2, dim=-1)
+        return restore(self.proj(attend(self.q(q_BNC), k_BMC, v_BMC, num_heads=self.num_heads)))
 
 
 class ViTBlock(nn.Module):
@@ -205,6 +232,9 @@ class ViT(Encoder):
 
     key_layouts = LAYOUTS
     first_conv = "patch_embed.proj.weight"
+    # Of the keys and values in each third of the depth; SegViT's paper has no such presets.
+    reduction_presets = {"base": {}, "optimal": {"encoder": (2, 2, 1)}, "fast": {"encoder": 2}}
+    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}
 
     def __init__(self, cfg: ViTConfig):
         super().__init__(cfg=cfg)
@@ -228,14 +258,14 @@ class ViT(Encoder):
                 blocks.append(ViTBlock(**options))
         self.blocks = ViTBlocks(*blocks, stages=cfg.stages)
         shrunk = cfg.depth if cfg.downsample_block is None else cfg.downsample_block
-        self.feature_info = [
+        self.feature_info = FeatureInfo(
             {
                 "num_chs": cfg.embed_dim,
                 "reduction": cfg.patch_size * (2 if i >= shrunk else 1),
                 "module": f"blocks.{i}",
             }
             for i in cfg.stages
-        ]
+        )
         self.blocks.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.make_head(cfg.embed_dim)
@@ -244,12 +274,25 @@ class ViT(Encoder):
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}  # as timm
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^(?:pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}  # as timm; stages are blocks
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None) -> None:
+        """The position embedding to the grid of images of this many pixels, resized bicubically."""
+        if img_size is None:
+            return
+        cfg = dataclasses.replace(self.cfg, img_size=pair(img_size))
+        grid = grid_of(cfg.img_size, cfg.patch_size)
+        self.pos_embed = nn.Parameter(resize_grid(self.pos_embed.detach(), grid))
+        self.cfg = cfg
+
     def fit_state(self, state: StateDict) -> StateDict:
         """Position embeddings of timm and mmseg get their grid, and those made for another `img_size` are resized."""
         return fit_grid(state, "pos_embed", self.pos_embed)
 
     def forward_features(self, x_BCHW: Tensor) -> Pyramid:
         """(B, in_chans, H, W) normalised images -> one map (B, C, ceil(H / 16), ceil(W / 16)) for each of `stages`."""
+        self.check_images(x_BCHW)
         padded_BCHW = pad_to_multiple(x_BCHW, self.size_multiple)
         x_BHWC = self.patch_embed(padded_BCHW)
         x_BHWC = (x_BHWC + resize_grid(self.pos_embed, x_BHWC.shape[1:3])).contiguous()

@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .._version import __version__
-from ..models.base import Model, SegmentationModel
-from ..models.rows import PretrainedCfg, label_names
+from ..models.base import Model
+from ..models.rows import METRICS, PretrainedCfg, PublishedScore, label_names
+from ..models.segmenter import SegmentationModel
 from ..zoo.config import CONFIG_NAME, config_to_dict, read_config
 
 CARD_NAME = "README.md"
@@ -34,9 +35,8 @@ def model_card(model: Model, row: PretrainedCfg) -> str:
         f"## Inference reduction\n\n{_reduction(model, row)}",
         f"## Licence\n\n{_terms(row)}",
     ]
-    if row.miou is not None:
-        protocol = f", {row.miou_protocol}" if row.miou_protocol else ""
-        sections.insert(4, f"## Accuracy\n\n{row.miou} mIoU in percent{protocol}: as published, not measured anew.")
+    if row.published:
+        sections.insert(4, f"## Accuracy\n\n{_accuracy(row)}")
     if labels:
         names = ", ".join(f"{index} {name}" for index, name in enumerate(labels["names"]))
         palette = f"Label set and palette `{labels['palette']}` of segzoo: " if labels["palette"] else ""
@@ -55,21 +55,29 @@ def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
         fields["license_link"] = row.license_url
     if row.dataset:
         fields["datasets"] = [row.dataset]
-    if row.miou is not None:
-        fields["metrics"] = ["mean_iou"]
-    if row.miou is not None and row.dataset:
+    of_weights = [score for score in row.published if not score.training and score.metric != "miou_small"]
+    if of_weights:
+        fields["metrics"] = sorted({_hub_metric(score) for score in of_weights})
+    if of_weights and row.dataset:
         fields["model_name"] = model.name
         fields["eval_results"] = [
             EvalResult(
                 task_type=task,
                 dataset_type=row.dataset,
                 dataset_name=row.dataset,
-                metric_type="mean_iou",
-                metric_name=f"mIoU in percent ({row.miou_protocol or 'as published'})",
-                metric_value=row.miou,
+                metric_type=_hub_metric(score),
+                metric_name=f"{METRICS[score.metric]} in percent, {score.reduction}, "
+                + (score.protocol or "as published"),
+                metric_value=score.value,
             )
+            for score in of_weights
         ]
     return ModelCardData(pipeline_tag=task, library_name="segzoo", tags=["segzoo", variant, *tags], **fields)
+
+
+def _hub_metric(score: PublishedScore) -> str:
+    """The Hub's name of its metric."""
+    return "accuracy" if score.metric == "top1" else "mean_iou"
 
 
 def _task(model: Model) -> tuple[str, list[str]]:
@@ -83,6 +91,17 @@ def _task(model: Model) -> tuple[str, list[str]]:
 
 def _finds_keypoints(model: Model) -> bool:
     return isinstance(model, SegmentationModel) and model.score_kind == "heatmap"
+
+
+def _accuracy(row: PretrainedCfg) -> str:
+    lines = ["| percent | metric | reduction | protocol | source |", "| --- | --- | --- | --- | --- |"]
+    for score in row.published:
+        reduction = f"{score.reduction}, {score.training}" if score.training else score.reduction
+        source = score.source or "not stated"
+        source += f" (confirmed by {score.confirmed_by})" if score.confirmed_by else " (could not be confirmed)"
+        cells = (str(score.value), METRICS[score.metric], reduction, score.protocol or "not stated", source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "As published, not measured anew.\n\n" + "\n".join(lines)
 
 
 def _what_it_is(model: Model, row: PretrainedCfg) -> str:

@@ -33,8 +33,8 @@ def save_pretrained(
     """Write a model as a folder from which `create_model("local-dir:...")` restores it: weights, dtype, options,
     classes, reduction plan and preprocessing.
 
-    The weights row says what is known about the weights, and goes into the model card. A row's published mIoU is
-    left out, since it belongs to the published weights and segzoo cannot know whether these are still the same; so
+    The weights row says what is known about the weights, and goes into the model card. A row's published figures are
+    left out, since they belong to the published weights and segzoo cannot know whether these are still the same; so
     is its data set if the number of classes has changed; and without a tag in the model's name, data set, licence
     and origin. Say what holds with `pretrained_cfg_overlay`.
 
@@ -49,7 +49,8 @@ def save_pretrained(
         model: from `create_model`, on any device and of one dtype; not folded, compiled or wrapped.
         directory: new, empty, or a segzoo folder, whose three files are replaced as a whole; others stay.
         pretrained_cfg_overlay: fields of the weights row to replace, for example {"dataset": "roofs",
-            "label_names": ("ground", "roof"), "license": "cc-by-4.0", "miou": 71.2}.
+            "label_names": ("ground", "roof"), "license": "cc-by-4.0",
+            "published": [{"value": 71.2, "protocol": "whole image"}]}.
 
     Returns:
         The directory.
@@ -69,11 +70,11 @@ def _row_of(model: Model) -> PretrainedCfg:
     """What still holds of the model's weights row; see `save_pretrained`."""
     row = model.pretrained_cfg or PretrainedCfg(num_classes=model.num_classes)
     unknown = {field.name: field.default for field in dataclasses.fields(row)}
-    lost = ["miou"]
+    lost = ["published"]
     if model.num_classes != row.num_classes:
-        lost += ["dataset", "label_set", "label_names"]
+        lost += ["dataset", "label_set", "label_names", "advice"]
     if "." not in model.name:
-        lost += ["dataset", "license", "license_url", "commercial_use", "origin"]
+        lost += ["dataset", "license", "license_url", "commercial_use", "origin", "advice"]
     return dataclasses.replace(row, **{name: unknown[name] for name in lost})
 
 

@@ -37,7 +37,7 @@ from ..data.segmentation import SegmentationData, out_of_range
 from ..keypoints import pck
 from ..labels import LabelSet, generic_labels
 from ..layers.reduction import entry_to_json
-from ..models.base import Encoder, Model
+from ..models.base import Encoder, Model, WeightsState
 from ..models.rows import PretrainedCfg
 from ..plans import Plan, current_plan, inference_reduction
 from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
@@ -116,9 +116,11 @@ def published_figure(row: PretrainedCfg | None, label_set: str | None, reduction
 
     None for data of another label set than the row's, and for a reduction without a figure.
     """
-    if row is None or row.miou is None or row.label_set != label_set or reduction not in (None, "base"):
+    preset = "base" if reduction is None else reduction
+    if row is None or row.label_set != label_set or not isinstance(preset, str):
         return None, ""
-    return row.miou / 100, row.miou_protocol
+    score = row.score(preset)
+    return (score.value / 100, score.protocol) if score else (None, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +147,14 @@ class _Shown:
     """A score maker that sees images as another row says."""
 
     def __init__(self, maker: ScoreMaker, row: PretrainedCfg):
+        self.maker = maker
         self.row = row
         self.name, self.in_chans, self.label_set = maker.name, maker.in_chans, maker.label_set
         self.plan, self.like, self.upscaler = maker.plan, maker.like, maker.upscaler
-        self.head_output = maker.head_output
+        self.weights_state: WeightsState = maker.weights_state
+
+    def head_output(self, x_BCHW: torch.Tensor) -> Any:
+        return self.maker.head_output(x_BCHW)
 
 
 def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: str, progress: Progress) -> Evaluation:

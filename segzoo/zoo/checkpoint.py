@@ -79,6 +79,9 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+    renewed = any(state[name] is own[name] for name in target.classifier_parameters())
+    if not any(tensor.is_meta for tensor in own.values()):
+        target.mark_loaded("fresh classifier" if renewed else "pretrained")
     if any(tensor.is_meta and not state[name].is_meta for name, tensor in own.items()):
         _log.warning(
             "%s is on the meta device: names and shapes fit, but nothing could be loaded; create it outside "

@@ -18,9 +18,10 @@ import torch
 from .._errors import SegzooError, WeightsError
 from .._version import __version__
 from ..layers.reduction import entry_to_json, parse_entry
+from ..models.base import WEIGHTS_STATES, WeightsState
 from ..models.config import choices, describe, fits, type_hints
 from ..models.family import FAMILIES, VARIANTS
-from ..models.rows import PretrainedCfg, label_names
+from ..models.rows import PretrainedCfg, PublishedScore, label_names
 from ..plans import current_plan, reduction_sites
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class SavedConfig:
     pretrained_cfg: PretrainedCfg | None  # preprocessing, test protocol and terms
     reduction: dict[str, Any] | None  # plan in force, site -> entry in JSON form; None: neutral
     during_training: bool = False  # the plan is in force in training mode, too
+    weights_state: WeightsState = "pretrained"  # what older files, which do not say, are taken for
 
     @property
     def variant(self) -> str:
@@ -80,6 +82,7 @@ def config_to_dict(model: Model, row: PretrainedCfg | None = None) -> dict[str, 
             "segzoo_version": __version__,
             "name": model.name,
             "dtype": _dtype(model),
+            "weights_state": model.weights_state,
             "cfg": _cfg_to_json(model.cfg),
             "in_chans": model.in_chans,
             "pretrained_cfg": _row_to_json(row) if row else None,
@@ -110,32 +113,19 @@ def _dtype(model: Model) -> str:
 
 def _timm_cfg(model: Model, row: PretrainedCfg) -> dict[str, Any]:
     """Only keys of timm's own `PretrainedCfg`."""
-    classifier = model.get_classifier()
-    found = next((name for name, module in model.named_modules() if module is classifier), None)
-    return {
-        "tag": model.name.partition(".")[2] or None,
-        "custom_load": False,
-        "input_size": [model.in_chans, *row.input_size],
-        "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "mean": list(row.mean),
-        "std": list(row.std),
-        "num_classes": model.num_classes,
-        "pool_size": None,
-        "first_conv": model.first_conv.removesuffix(".weight"),
-        "classifier": found,
-        "license": row.license,
-        "origin_url": row.origin,
-    }
+    cfg = {**model.default_cfg, **row, "custom_load": False, "num_classes": model.num_classes}
+    cfg["input_size"] = (model.in_chans, *row.input_size)
+    del cfg["architecture"]  # stands beside it
+    return {key: _value_to_json(value) for key, value in cfg.items()}
 
 
 def _row_to_json(row: PretrainedCfg) -> dict[str, Any]:
-    return {
+    fields = {
         field.name: _value_to_json(getattr(row, field.name))
         for field in dataclasses.fields(row)
         if field.name not in SOURCE_FIELDS
     }
+    return {**fields, "published": [dataclasses.asdict(score) for score in row.published]}
 
 
 def _cfg_to_json(cfg: Any) -> dict[str, Any]:
@@ -202,6 +192,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
     name, variant = _names(config, block)
     dtype, row = block.get("dtype"), block.get("pretrained_cfg")
     during_training = block.get("reduction_during_training", False)
+    weights_state = block.get("weights_state", "pretrained")
     if dtype not in DTYPES:
         raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
@@ -215,13 +206,16 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
             raise _InvalidError(f"{key} is {value!r}, but segzoo.cfg says {expected}")
     if not isinstance(during_training, bool):
         raise _InvalidError(f"segzoo.reduction_during_training is {during_training!r}")
+    if weights_state not in WEIGHTS_STATES:
+        raise _InvalidError(f"segzoo.weights_state must be one of {', '.join(WEIGHTS_STATES)}, not {weights_state!r}")
     return SavedConfig(
         name=name,
         cfg=cfg,
         dtype=getattr(torch, dtype),
-        pretrained_cfg=None if row is None else _fields_from_json(PretrainedCfg, row, "segzoo.pretrained_cfg"),
+        pretrained_cfg=_row_from_json(row, "segzoo.pretrained_cfg"),
         reduction=_reduction_from_json(block.get("reduction")),
         during_training=during_training,
+        weights_state=weights_state,
     )
 
 
@@ -249,6 +243,20 @@ def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
         except SegzooError as error:
             raise _InvalidError(f"segzoo.reduction: {site}: {error}") from None
     return dict(plan)
+
+
+def _row_from_json(values: Any, where: str) -> PretrainedCfg | None:
+    if not isinstance(values, Mapping):
+        return None if values is None else _fields_from_json(PretrainedCfg, values, where)
+    values = dict(values)
+    # Before rows had all their figures they had one, as "miou" and "miou_protocol".
+    value, protocol = values.pop("miou", None), values.pop("miou_protocol", "")
+    found = values.pop("published", [] if value is None else [{"value": value, "protocol": protocol}])
+    if not isinstance(found, list) or not all(isinstance(score, Mapping) and "value" in score for score in found):
+        raise _InvalidError(f"{where}.published is {found!r}, not a list of figures, each with its value")
+    row = _fields_from_json(PretrainedCfg, values, where)
+    figures = tuple(_fields_from_json(PublishedScore, score, f"{where}.published") for score in found)
+    return dataclasses.replace(row, published=figures)
 
 
 def _cfg_from_json(value: Any, where: str) -> Any:

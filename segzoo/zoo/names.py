@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..models.family import VARIANTS, PublishedCost, Variant
 from ..models.rows import PretrainedCfg
 from .index import split_name
@@ -20,8 +22,8 @@ class ModelInfo:
     tag: str | None
     family: str
     cfg: Any  # with the options that the tag's weights were trained with
-    params: int | None
-    published: tuple[PublishedCost, ...]
+    params: int  # exact count of a model of `cfg`
+    published: tuple[PublishedCost, ...]  # each with a number of classes of its own
     pretrained_cfg: PretrainedCfg | None
     tags: tuple[str, ...]
     note: str  # the variant's
@@ -32,24 +34,42 @@ def model_info(name: str) -> ModelInfo:
 
     >>> import segzoo
     >>> info = segzoo.model_info("rtformer_slim.cityscapes")
-    >>> info.pretrained_cfg.license, info.pretrained_cfg.num_classes
-    ('apache-2.0', 19)
+    >>> info.pretrained_cfg.license, info.cfg.num_classes, info.params
+    ('apache-2.0', 19, 5369265)
     """
     variant_name, tag = parse_name(name)
     family = VARIANTS[variant_name]
     variant, rows = family.variants[variant_name], rows_of(variant_name)
     tag = tag or default_tag(rows)
+    cfg = trained_cfg(variant_name, rows[tag]) if tag else variant.cfg
     return ModelInfo(
         name=variant_name,
         tag=tag,
         family=family.name,
-        cfg=trained_cfg(variant_name, rows[tag]) if tag else variant.cfg,
-        params=variant.params,
+        cfg=cfg,
+        params=variant.params if variant.params and cfg == variant.cfg else _count_params(variant_name, cfg),
         published=variant.published,
         pretrained_cfg=rows[tag] if tag else None,
         tags=tuple(rows),
         note=variant.note,
     )
+
+
+def _count_params(variant_name: str, cfg: Any) -> int:
+    with torch.device("meta"):
+        model = VARIANTS[variant_name].build(cfg)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def get_pretrained_cfg(name: str) -> PretrainedCfg | None:
+    """The weights row of "variant.tag"; without a tag, the default one, or None if there is none.
+
+    >>> import segzoo
+    >>> row = segzoo.get_pretrained_cfg("rtformer_slim.cityscapes")
+    >>> row.input_size, row["input_size"]  # segzoo's field, and timm's
+    ((512, 1024), (3, 512, 1024))
+    """
+    return model_info(name).pretrained_cfg
 
 
 def variant_of(name: str) -> Variant:

@@ -10,8 +10,21 @@ from typing import Any
 
 from .._errors import SegzooError
 from ..models.base import Encoder
+from ..models.config import fits, type_hints
 from ..models.family import VARIANTS
+from ..models.features import pair
 from ..models.rows import PretrainedCfg
+
+# Options of timm's models that segzoo's have not: the value that asks for nothing, and what to do instead.
+_ONLY_TIMMS: dict[str, tuple[Any, str]] = {
+    "cache_dir": (None, "set HF_HOME for files of the Hub and SEGZOO_CACHE for those of other places"),
+    "drop_rate": (0.0, "there is no dropout before the classifier of this family; leave it out"),
+    "global_pool": ("avg", "an encoder's head takes the mean, and features_only=True gives the maps"),
+    "scriptable": (False, "they are exported by torch.export or torch.jit.trace"),
+    "exportable": (False, "they are exported by torch.export or torch.jit.trace as they are; leave it out"),
+    "no_jit": (False, "nothing in them is scripted; leave it out"),
+    "output_stride": (32, "the strides are those that the papers trained; choose maps by out_indices="),
+}
 
 
 def trained_cfg(variant_name: str, row: PretrainedCfg) -> Any:
@@ -34,6 +47,39 @@ def check_num_classes(num_classes: int | None, variant_name: str) -> None:
         raise SegzooError(
             f"num_classes of {variant_name} must be a whole number of at least {least}, not {num_classes!r}{encoder}"
         )
+
+
+def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as timm's callers give them, in the names of a family's config.
+
+    `img_size` may be one number, and is left out where nothing is made for one size; `drop_rate` is the config's
+    `dropout`; what asks for nothing (None where None is no value, a rate of 0, `scriptable=False`, ...) is left out.
+
+    Args:
+        cfg: the config that the options are for.
+
+    Raises:
+        SegzooError: what timm's models can do and these cannot; names the way out.
+    """
+    fields = type_hints(type(cfg))
+    for encoder in (getattr(cfg, "encoder", None), options.get("encoder")):
+        if dataclasses.is_dataclass(encoder):
+            fields = {**type_hints(type(encoder)), **fields}
+    options = {
+        name: value
+        for name, value in options.items()
+        if value is not None or (name in fields and fits(None, fields[name]))
+    }
+    if "img_size" in options:
+        size = pair(options.pop("img_size"))
+        options |= {"img_size": size} if "img_size" in fields else {}
+    if "drop_rate" in options:
+        rate = options.pop("drop_rate")
+        options |= {"dropout": rate} if "dropout" in fields else {"drop_rate": rate} if rate else {}
+    for name, (neutral, way_out) in _ONLY_TIMMS.items():
+        if options.pop(name, neutral) not in (neutral, ""):
+            raise SegzooError(f"segzoo's models have no {name}: {way_out}")
+    return options
 
 
 def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:

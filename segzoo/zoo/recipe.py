@@ -7,62 +7,67 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import torch
+
 from .._errors import SegzooError, WeightsError
-from ..models.base import Encoder, FeaturePyramid, Model, SegmentationModel
+from ..models.base import Encoder, FeaturePyramid, Model, WeightsState
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
+from ..models.segmenter import SegmentationModel
 from .checkpoint import WeightsFile, build_with_weights, load_weights
 from .config import SavedConfig, read_config
-from .download import row_file, saved_files, say_terms
-from .index import SAVED_PREFIXES
+from .download import row_file, saved_config_file, saved_files, say_terms
+from .index import SAVED_PREFIXES, is_model
 from .names import default_tag, parse_name, rows_of
-from .options import check_num_classes, overlay_row, override, trained_cfg
+from .options import check_num_classes, overlay_row, override, timm_options, trained_cfg
 
 
 @overload
 def create_model(
-    name: str,
+    model_name: str,
     pretrained: bool = ...,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
     checkpoint_path: str | Path | None = ...,
+    *,
     num_classes: int | None = ...,
     in_chans: int | None = ...,
-    drop_path_rate: float | None = ...,
     features_only: Literal[False] = ...,
     out_indices: None = ...,
-    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
     **cfg_overrides: Any,
 ) -> Model: ...
 
 
 @overload
 def create_model(
-    name: str,
+    model_name: str,
     pretrained: bool = ...,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
     checkpoint_path: str | Path | None = ...,
+    *,
     num_classes: int | None = ...,
     in_chans: int | None = ...,
-    drop_path_rate: float | None = ...,
-    *,
     features_only: Literal[True],
-    out_indices: Sequence[int] | None = ...,
-    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    out_indices: int | Sequence[int] | None = ...,
     **cfg_overrides: Any,
 ) -> FeaturePyramid: ...
 
 
 def create_model(
-    name: str,
+    model_name: str,
     pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
+    *,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    drop_path_rate: float | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
-    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **cfg_overrides: Any,
 ) -> Model | FeaturePyramid:
-    """Build a model by name, optionally with weights.
+    """Build a model by name, optionally with weights. Names and order of the arguments are timm's.
 
     >>> import segzoo
     >>> model = segzoo.create_model("test_segformer", num_classes=19)  # the tiny ones are called test_*
@@ -73,44 +78,83 @@ def create_model(
     [32, 64, 160, 256]
 
     Args:
-        name: "variant" or "variant.tag" (see `list_models`, `list_pretrained`). A tag sets the number of classes
+        model_name: "variant" or "variant.tag" (see `list_models`, `list_pretrained`). A tag sets the number of classes
             and the options that its weights were trained with, also when the weights themselves are not loaded.
             "local-dir:/path" and "hf-hub:org/name@revision" are models saved by `save_pretrained` or
             `push_to_hub`; they always come with their weights, dtype and reduction.
         pretrained: load the weights of the tag; without a tag, the first row whose weights can be loaded.
+        pretrained_cfg: a tag in place of the name's, a weights row in place of the tag's, or single fields of it.
+        pretrained_cfg_overlay: fields of the weights row to replace, for example {"sha256": ...}.
         checkpoint_path: local file to load instead: segzoo's own or an official one.
         num_classes: other than the weights' number renews the classifier; an encoder with 0 has no head.
         in_chans: input channels, 3 unless a saved model has others; weights of the first convolution are summed (1)
             or tiled and rescaled (others).
-        drop_path_rate: stochastic depth of the encoder's last block.
         features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
-        out_indices: with `features_only`, which maps (0 = finest).
-        pretrained_cfg_overlay: fields of the weights row to replace, for example {"sha256": ...}.
-        **cfg_overrides: fields of the family's config; a dict replaces single fields of a nested config.
+        out_indices: with `features_only`, which maps (0 = finest); a number n means the last n.
+        **cfg_overrides: fields of the family's config, such as `drop_path_rate`; a dict replaces single fields of a
+            nested config. What timm's models take is understood or refused by name (see `zoo.options.timm_options`),
+            and an option that is None and cannot be None is as if not given.
 
     Raises:
         SegzooError: an unknown name, tag, option or value of a row's field (the message lists the valid ones), or a
             number of classes that the model cannot have.
         WeightsError: weights that are not published, missing, corrupt or of another model.
     """
-    flat = {"drop_path_rate": drop_path_rate, "in_chans": in_chans}
+    name, row, fields = _with_cfg(model_name, pretrained_cfg)
     request = Request(
         name=name,
         pretrained=pretrained,
-        checkpoint_path=checkpoint_path,
+        checkpoint_path=checkpoint_path or None,  # timm's script says "" for none
         num_classes=num_classes,
-        overlay=pretrained_cfg_overlay or {},
-        options={**cfg_overrides, **{option: value for option, value in flat.items() if value is not None}},
+        row=row,
+        overlay={**fields, **(pretrained_cfg_overlay or {})},
+        options=cfg_overrides if in_chans is None else {**cfg_overrides, "in_chans": in_chans},
     )
     model = assemble(resolve(request))
     if features_only:
         encoder = model.encoder if isinstance(model, SegmentationModel) else model
         assert isinstance(encoder, Encoder)  # a family is one or the other
         encoder.reset_classifier(0)
+        encoder.pretrained_cfg = model.pretrained_cfg
         return FeaturePyramid(encoder=encoder, out_indices=out_indices)
     if out_indices is not None:
         raise SegzooError("out_indices needs features_only=True")
     return model
+
+
+def blueprint(name: str, *, num_classes: int | None = None) -> Model:
+    """The model of any kind of name on the meta device, without its weights; of a saved one only the config is fetched.
+
+    Args and Raises as `create_model`. The model of "variant" alone is that of its default weights.
+    """
+    request = Request(name=name, num_classes=num_classes)
+    if name.startswith(SAVED_PREFIXES):
+        recipe = _of_config(request, saved_config_file(name), None)
+    else:
+        variant_name, tag = parse_name(name)
+        tag = tag or default_tag(rows_of(variant_name))
+        recipe = _registered(dataclasses.replace(request, name=f"{variant_name}.{tag}" if tag else variant_name))
+    with torch.device("meta"):
+        return assemble(recipe)
+
+
+def _with_cfg(
+    name: str, pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None
+) -> tuple[str, PretrainedCfg | None, Mapping[str, Any]]:
+    """The name with the tag that `pretrained_cfg` says, the row that it is, or the fields of a row that it gives."""
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        return name, pretrained_cfg, {}
+    if isinstance(pretrained_cfg, Mapping):
+        return name, None, pretrained_cfg
+    if pretrained_cfg is None or pretrained_cfg == "":
+        return name, None, {}
+    tagged = f"{name.partition('.')[0]}.{pretrained_cfg}"
+    if not isinstance(pretrained_cfg, str) or name.startswith(SAVED_PREFIXES) or not is_model(tagged):
+        raise SegzooError(
+            f"pretrained_cfg={pretrained_cfg!r} is no tag of {name}; give one, a PretrainedCfg or a dict of its "
+            "fields, and a file as checkpoint_path="
+        )
+    return tagged, None, {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +165,7 @@ class Request:
     pretrained: bool = False
     checkpoint_path: str | Path | None = None
     num_classes: int | None = None
+    row: PretrainedCfg | None = None  # in place of the one that the name stands for
     overlay: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the weights row
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the family's config
 
@@ -133,6 +178,7 @@ class Recipe:
     build: Callable[[Any], Model]  # config -> model
     cfg: Any  # the family's config that the weights are loaded into
     source: WeightsFile | None  # None: as drawn
+    weights_state: WeightsState = "pretrained"  # what the weights of the source are
     row: PretrainedCfg | None
     num_classes: int | None = None  # None: as `cfg`; another number than its renews the classifier after loading
     plan: Any = None  # reduction that belongs to the name; None: neutral
@@ -151,7 +197,8 @@ def assemble(recipe: Recipe) -> Model:
     if recipe.num_classes not in (None, model.num_classes):
         model.reset_classifier(recipe.num_classes)
     model.name = recipe.name
-    model.pretrained_cfg = recipe.row
+    # Without a row, the preprocessing that segzoo falls back to, so that timm's functions find one.
+    model.pretrained_cfg = recipe.row or PretrainedCfg(num_classes=model.num_classes)
     if recipe.plan is not None:
         try:
             model.set_inference_reduction(recipe.plan, during_training=recipe.during_training)
@@ -172,11 +219,13 @@ def _filled(recipe: Recipe) -> Model:
         load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
     try:
-        return build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
+        model = build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
     except WeightsError as error:
         if source.origin is None:
             raise
         raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
+    model.mark_loaded(recipe.weights_state)
+    return model
 
 
 def _registered(request: Request) -> Recipe:
@@ -185,14 +234,15 @@ def _registered(request: Request) -> Recipe:
     family = VARIANTS[variant_name]
     variant, rows = family.variants[variant_name], rows_of(variant_name)
     check_num_classes(request.num_classes, variant_name)
-    if request.pretrained and tag is None:
+    if request.pretrained and tag is None and request.row is None:
         tag = default_tag(rows)
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
     name = f"{variant_name}.{tag}" if tag else variant_name
-    row = overlay_row(rows[tag] if tag else next(iter(rows.values()), None), request.overlay)
-    trained = trained_cfg(variant_name, row) if tag and row else variant.cfg
-    cfg = override(trained, request.options, variant_name)
+    row = request.row or (rows[tag] if tag else next(iter(rows.values()), None))
+    row = overlay_row(row, request.overlay)
+    trained = trained_cfg(variant_name, row) if row and (tag or request.row) else variant.cfg
+    cfg = override(trained, timm_options(trained, request.options), variant_name)
     if request.checkpoint_path is not None:
         source = WeightsFile(request.checkpoint_path, by_hand=True)
     else:
@@ -216,17 +266,23 @@ def _saved(request: Request) -> Recipe:
         raise SegzooError(
             f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
         )
-    config_file, source = saved_files(request.name)
+    recipe = _of_config(request, *saved_files(request.name))
+    if recipe.row is not None:
+        say_terms(request.name, recipe.row)
+    return recipe
+
+
+def _of_config(request: Request, config_file: Path, source: WeightsFile | None) -> Recipe:
+    """Of a saved model's config.json."""
     saved = read_config(config_file)
     check_num_classes(request.num_classes, saved.variant)
-    row = overlay_row(saved.pretrained_cfg, request.overlay)
-    if row is not None:
-        say_terms(request.name, row)
+    row = overlay_row(request.row or saved.pretrained_cfg, request.overlay)
     return Recipe(
         name=saved.name,
         build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),
-        cfg=override(saved.cfg, request.options, saved.variant),
+        cfg=override(saved.cfg, timm_options(saved.cfg, request.options), saved.variant),
         source=source,
+        weights_state=saved.weights_state,
         row=row,
         num_classes=request.num_classes,
         plan=saved.reduction,

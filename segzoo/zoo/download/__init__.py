@@ -94,21 +94,32 @@ def _bundled(file: str) -> Path:
 
 def saved_files(name: str, row: PretrainedCfg | None = None) -> tuple[Path, WeightsFile]:
     """config.json and the weights of "local-dir:/path" or "hf-hub:org/name@revision"."""
+    config = saved_config_file(name, row)
+    kind, _, place = name.partition(":")
+    if kind == "local-dir":
+        folder = config.parent
+        weights = next((folder / file for file in HUB_FILES if (folder / file).exists()), folder / HUB_FILES[0])
+        return config, WeightsFile(weights)
+    from .hub import hub_file
+
+    # The weights of the same commit, even if the branch moves on in between.
+    weights = hub_file(name, place.partition("@")[0], HUB_FILES, config.parent.name, row)
+    return config, WeightsFile(weights, keep_mapped=True)
+
+
+def saved_config_file(name: str, row: PretrainedCfg | None = None) -> Path:
+    """config.json alone of "local-dir:/path" or "hf-hub:org/name@revision"."""
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         folder = Path(place).expanduser()
         if not folder.is_dir():
             raise WeightsError(f"{folder} is no folder; save a model there with segzoo.save_pretrained")
-        weights = next((folder / file for file in HUB_FILES if (folder / file).exists()), folder / HUB_FILES[0])
-        return folder / CONFIG_NAME, WeightsFile(weights)
+        return folder / CONFIG_NAME
     from .hub import hub_file
 
     repo_id, _, revision = place.partition("@")
     unchecked = dataclasses.replace(row, sha256=None, size=None) if row else None  # those are the weights'
-    config = hub_file(name, repo_id, (CONFIG_NAME,), revision or None, unchecked)
-    # The weights of the same commit, even if the branch moves on in between.
-    weights = hub_file(name, repo_id, HUB_FILES, config.parent.name, row)
-    return config, WeightsFile(weights, keep_mapped=True)
+    return hub_file(name, repo_id, (CONFIG_NAME,), revision or None, unchecked)
 
 
 def say_terms(name: str, row: PretrainedCfg) -> None:
