@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import errors
 from hub_stand_in import HubStandIn
+from huggingface_hub import errors
 
 import segzoo
 from segzoo.models.rows import PretrainedCfg
@@ -120,3 +120,28 @@ def test_a_refusal_is_never_answered_from_the_cache(cache, monkeypatch, status, 
     else:
         with pytest.raises(segzoo.SegzooError, match=rf"\({status}\)|answered {status}"):
             hub_file("name", "org/name", ("model.safetensors",), None, ROW)
+
+
+def test_a_file_of_another_size_is_not_taken(server, cache):
+    """Where no hash is known, the recorded size is what shows that a file is another one."""
+    url = server.add_file("size/weights.safetensors", BODY)
+    row = PretrainedCfg(state="url", size=len(BODY) + 1)
+    with pytest.raises(segzoo.SegzooError, match=f"has {len(BODY)} bytes instead of {len(BODY) + 1}"):
+        url_file("name", url, row)
+    assert url_file("name", url, PretrainedCfg(state="url", size=len(BODY))).read_bytes() == BODY
+
+
+@pytest.mark.parametrize(("revision", "asked"), [(COMMIT, 0), ("main", 1), (None, 1)])
+def test_a_branch_is_asked_and_a_commit_is_not(cache, monkeypatch, revision, asked):
+    whole = cache / "whole"
+    whole.write_bytes(BODY)
+    requests = []
+
+    def download(self: hub_room.HubFile, **kwargs) -> Path:
+        requests.append(self.revision)
+        return whole
+
+    monkeypatch.setattr(hub_room.HubFile, "download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: str(whole))
+    assert hub_file("name", "org/name", ("model.safetensors",), revision, ROW) == whole
+    assert len(requests) == asked

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 import segzoo
 from segzoo.layers.block import Block
+from segzoo.layers.init import init_weights
 from segzoo.models import Encoder, SegmentationModel
 from segzoo.models.rtformer_backbone import RTFormerBlock
 from segzoo.models.segvit import CrossAttention, DecoderLayer, SelfAttention
@@ -179,6 +180,24 @@ def test_an_rtformer_block_without_its_branches():
     torch.testing.assert_close(new_low, expected_low + block.inject(new_high))
 
 
+# --- the first weights ----------------------------------------------------------------------------------------------
+
+
+def test_initial_weights_are_drawn_by_the_recipe():
+    """PVT v2's: a Linear with 0.02, a convolution by its fan-out in its own group, norms one and zero."""
+    torch.manual_seed(0)
+    depthwise, dense = nn.Conv2d(4096, 4096, 3, groups=4096), nn.Conv2d(16, 512, 3)
+    linear, norm = nn.Linear(512, 512), nn.LayerNorm(8)
+    nn.init.constant_(norm.weight, 3)
+    for module in (depthwise, dense, linear, norm):
+        init_weights(module)
+    assert float(depthwise.weight.detach().std()) == pytest.approx((2 / 9) ** 0.5, rel=0.02)
+    assert float(dense.weight.detach().std()) == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.02)
+    assert float(linear.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert norm.weight.tolist() == [1.0] * 8
+    assert not any(module.bias.any() for module in (depthwise, dense, linear, norm))
+
+
 # --- dropout --------------------------------------------------------------------------------------------------------
 
 
@@ -204,9 +223,18 @@ def test_dropouts_are_the_recipes(name):
     assert found == expected_dropouts(name, model)
 
 
-@pytest.mark.parametrize("name", ["test_edaformer", "test_segformer", "test_segformer_keypoints"])
-def test_whole_channels_are_dropped_before_the_classifier(name):
-    model = make(name, dropout=0.5)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_edaformer", {}),
+        ("test_segformer", {}),
+        ("test_segformer", {"decoder": "segformerpp"}),
+        ("test_segformer_keypoints", {}),
+    ],
+)
+def test_whole_channels_are_dropped_before_the_classifier(name, options):
+    model = make(name, dropout=0.5, **options)
+    assert isinstance(model.decoder.dropout, nn.Dropout2d)
     seen = {}
     model.decoder.dropout.register_forward_hook(lambda part, inputs, output: seen.update(x=inputs[0], out=output))
     model.train()(image(2, 3, 64, 64))
@@ -275,8 +303,8 @@ def test_attention_weights_are_dropped(want_masks):
 def expected_groups(model: nn.Module) -> dict[str, set[str]]:
     """By the kind of module that owns a parameter, where the package goes by its shape.
 
-    The recipes of mmsegmentation name "norm" and "head": a head's norms and biases are decayed too, because "head" wins;
-    an encoder's norms and biases are not, nor its position embedding.
+    The recipes of mmsegmentation name "norm" and "head": a head's norms and biases are decayed too, because "head"
+    wins; an encoder's norms and biases are not, nor its position embedding.
     """
     norms = (nn.LayerNorm, nn.BatchNorm2d)
     groups: dict[str, set[str]] = {}

@@ -15,6 +15,7 @@ from golden_data import golden_json, golden_state_dict
 from safetensors.torch import save_file
 
 import segzoo
+from segzoo.zoo.checkpoint import build_with_weights
 
 
 def fresh(name: str = "test_edaformer", seed: int = 0, **options):
@@ -118,6 +119,21 @@ def test_tied_tensors_of_a_file_are_parameters_of_their_own(trained, tmp_path, h
     with torch.no_grad():
         one.add_(1)
     assert torch.equal(other, shared)
+
+
+@pytest.mark.parametrize("keep_mapped", [False, True])
+def test_tied_tensors_of_a_file_stay_apart_when_assigned(trained, tmp_path, keep_mapped):
+    """As files from a cache are read, whose tensors become the model's own."""
+    names = ("encoder.stages.0.norm.weight", "encoder.stages.0.blocks.0.norm1.weight")
+    path = tmp_path / "tied.pth"
+    torch.save({**trained.state_dict(), **dict.fromkeys(names, torch.randn(8))}, path)
+    model = build_with_weights(fresh, path, keep_mapped=keep_mapped)
+    one, other = (model.get_parameter(name) for name in names)
+    assert torch.equal(one, other)
+    before = other.clone()
+    with torch.no_grad():
+        one.add_(1)
+    assert torch.equal(other, before)
 
 
 def test_double_weights_lose_nothing():
