@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow mutants fuzz check format index wheel wheel-test clean
+.PHONY: help demo test test-slow test-oldest mutants fuzz check format index wheel wheel-test clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -59,6 +59,15 @@ mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them
 # Files that break the promise are kept, and named.
 fuzz: $(VENV)/.stamp-test  ## hostile files into every reader, N=1000 each: does anything but a refusal come out?
 	SEGZOO_FUZZ_CASES=$(or $(N),1000) $(BIN)/python -m pytest -m slow -s tests/fuzz $(PYTEST_ARGS)
+
+# An environment of its own, of several gigabytes; torch 2.4 needs Python 3.12 or older.
+test-oldest:  ## the fast tests with the oldest torch and timm that pyproject.toml allows
+	rm -rf build/oldest-env && mkdir -p build
+	$(PYTHON) -m venv build/oldest-env
+	sed -n 's/^ *"\(torch\|timm\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > build/oldest.txt
+	test "$$(wc -l < build/oldest.txt)" -eq 2
+	build/oldest-env/bin/python -m pip --disable-pip-version-check install --quiet -c build/oldest.txt -e '.[test]'
+	OMP_NUM_THREADS=1 build/oldest-env/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 check: $(VENV)/.stamp-check  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ from .results import Segmentation
 from .twins import eval_twin
 
 MAX_SCALE = 64
+MAX_WINDOWS = 10_000  # of one image; 8192 x 8192 pixels in windows of 512 with stride 256 are 961
 
 _log = logging.getLogger("segzoo")
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose weights' state has been said
@@ -453,6 +454,7 @@ def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
     """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
     total_BKHW: Tensor | None = None
     count_HW = torch.zeros(x_BCHW.shape[2:])
+    check_windows(x_BCHW.shape[2:], protocol.crop, protocol.stride)
     for rows, columns in windows(x_BCHW.shape[2:], protocol.crop, protocol.stride):
         window_BCHW = x_BCHW[:, :, rows, columns]
         scores_BKHW = maker.upscaler.to_size(maker.head_output(window_BCHW), window_BCHW.shape[2:])
@@ -467,13 +469,25 @@ def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
 def windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Windows that cover a map of `size`, as mmseg places them: rows and columns as slices."""
 
-    def starts(side: int, window: int, step: int) -> list[int]:
-        steps = max(0, -(-(side - window) // step))
-        return [min(i * step, max(0, side - window)) for i in range(steps + 1)]
-
-    for y in starts(size[0], crop[0], stride[0]):
-        for x in starts(size[1], crop[1], stride[1]):
+    (ys, xs) = (starts(*sides) for sides in zip(size, crop, stride, strict=True))
+    for y in ys:
+        for x in xs:
             yield slice(y, y + crop[0]), slice(x, x + crop[1])
+
+
+def starts(side: int, window: int, step: int) -> list[int]:
+    """Where windows of a side begin, the last one flush with its end."""
+    return [*range(0, max(0, side - window), step), max(0, side - window)]
+
+
+def check_windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Raises ImageError if an image of (H, W) would be seen in more windows than can be meant."""
+    rows, columns = (len(starts(*sides)) for sides in zip(size, crop, stride, strict=True))
+    if rows * columns > MAX_WINDOWS:
+        raise ImageError(
+            f"the image at {size[0]} x {size[1]} pixels would be seen in {rows * columns:,} windows of {crop[0]} x "
+            f"{crop[1]}, more than {MAX_WINDOWS:,}; give a larger crop and stride, or mode='whole'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@
 
 The client reads HF_ENDPOINT at import, so it has to run in a process of its own, which also keeps the tests' process
 free of it. Serves downloads (with Range), the repository's information and file tree, uploads as commits, plain URL
-files under `/files/`, access control, and any fault that `fail` injects.
+files under `/files/`, access control, and any fault that `fail` injects. As on the Hub, weights are kept apart (LFS):
+named by their sha256, uploaded on their own, and downloaded by a redirect; small files are named by git's hash.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+LFS = re.compile(r"\.(safetensors|bin|pt|pth|pdparams|zip)$|/weights$|^weights$")
 
 
 @dataclasses.dataclass
@@ -39,6 +40,7 @@ class Fault:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of that answer
     truncate: int | None = None  # announce the whole body, send so many bytes of it, and close
     body: bytes | None = None  # send this instead, as if it were the file
+    length: str | None = None  # announce this length instead, send the whole body, and close
     refuse: bool = False  # close the connection without an answer
     times: int | None = 1
 
@@ -83,6 +85,7 @@ class HubStandIn:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.files: dict[str, bytes] = {}  # path -> body of plain URLs
+        self.large: dict[str, bytes] = {}  # sha256 -> body of an uploaded LFS file
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.ranges: list[str] = []  # Range headers received
@@ -182,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     # --- answers ---
 
     def _answer(self) -> None:
@@ -204,6 +210,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(body, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'})
         elif path.startswith("/api/"):
             self._api(path.removeprefix("/api/"), content)
+        elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            self._offer_upload(content)
+        elif self.command == "PUT" and path.startswith("/upload/"):
+            hub.large[path.removeprefix("/upload/")] = content
+            self._json({})
+        elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            body = hub.repositories[match[1]].commits[match[2]][match[3]]
+            self._send_file(body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*match.groups())
         else:
@@ -218,7 +232,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
         body = repository.commits[commit][name]
-        self._send_file(body, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'})
+        if not LFS.search(name):
+            self._send_file(body, {"X-Repo-Commit": commit, "ETag": f'"{_oid(body)}"'})
+            return
+        self.send_response(302)
+        # By another name of this host: the client itself follows what stays on the Hub's.
+        elsewhere = self.server.hub.endpoint.replace("127.0.0.1", "localhost")
+        self.send_header("Location", f"{elsewhere}/cdn/{repo_id}/resolve/{commit}/{name}")
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Linked-Size", str(len(body)))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _offer_upload(self, content: bytes) -> None:
+        if not self._authorised:
+            self._error(401)
+            return
+        objects = json.loads(content)["objects"]
+        endpoint = self.server.hub.endpoint
+        offers = [
+            {**file, "actions": {"upload": {"href": f"{endpoint}/upload/{file['oid']}", "header": {}}}}
+            for file in objects
+        ]
+        self._json({"transfer": "basic", "objects": offers})
 
     def _api(self, path: str, content: bytes) -> None:
         hub = self.server.hub
@@ -278,8 +315,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repository = hub.repositories[repo_id]
         if verb == "preupload":
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(content)["files"]]
-            self._json({"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
+            names = [file["path"] for file in json.loads(content)["files"]]
+            modes = {name: "lfs" if LFS.search(name) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": None} for name in names]
+            self._json({"files": files})
             return
         new: dict[str, bytes] = {}
         deleted: list[str] = []
@@ -287,6 +326,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 new[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "lfsFile":
+                new[entry["value"]["path"]] = hub.large[entry["value"]["oid"]]
             elif entry["key"] == "deletedFile":
                 deleted.append(entry["value"]["path"])
         with hub.lock:
@@ -346,8 +387,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+        wrong_length = fault.length if fault is not None else None
+        self.send_header("Content-Length", wrong_length or str(len(body) - start))
         self.end_headers()
+        self.close_connection = self.close_connection or wrong_length is not None
         if self.command == "HEAD":
             return
         if fault is not None and fault.truncate is not None:

@@ -47,7 +47,7 @@ LEAVES = ROOMS[-1]
 # RTFormer's the encoder.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
 ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
-FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features")
+FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features", "fields")
 RECORDS_MAY_IMPORT = ("segzoo.models.keys", "segzoo.models.rows", "segzoo._errors")
 KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")
 

@@ -478,7 +478,6 @@ def test_faults_of_the_hub(request, hub, client, body, expected, arrange, messag
     if arrange is not other_model:
         assert FILE in result["error"]
         assert "https://github.com/NVlabs/SegFormer/blob/master/LICENSE" in result["error"]
-    assert result["seconds"] < 8  # the client alone takes 23 s for a server that is down
     # Mended: the cache is as good as new.
     hub.reset()
     if arrange in (hide, other_file, other_model):
@@ -521,10 +520,12 @@ def test_branch_moves_on_and_is_cached(hub, client, body, expected):
     assert first["digests"] == [digest(reference(NAME, other))]
     hub.add("org/branch", {FILE: body})
     assert client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)["digests"] == [expected]
-    hub.fail("resolve", status=503, times=None)
-    result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
-    assert result["digests"] == [expected]
-    assert "cached copy is used" in " ".join(result["log"])
+    for status in (503, 429):
+        hub.reset()
+        hub.fail("resolve", status=status, times=None)
+        result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert result["digests"] == [expected]
+        assert "cached copy is used" in " ".join(result["log"])
 
 
 def test_offline_and_without_network(hub, tmp_path, body, expected):
@@ -541,7 +542,6 @@ def test_offline_and_without_network(hub, tmp_path, body, expected):
             hub.reset()
             result = client.create(NAME, **job)
             assert re.search(message, result["error"]), result
-            assert result["seconds"] < 8
             if "HF_HUB_OFFLINE" in variables:
                 assert "HF_HUB_OFFLINE" in client.create(NAME, **by_url)["error"]
             assert hub.requests == []
@@ -563,7 +563,7 @@ def test_offline_and_without_network(hub, tmp_path, body, expected):
     [
         ({"refuse": True}, {}, r"the server cannot be reached.*check the network"),
         ({"status": 404}, {}, r"the server answered 404.*pass the file as checkpoint_path="),
-        ({"status": 503}, {}, r"the server answered 503.*try again later"),
+        ({"status": 503, "times": None}, {}, r"the server answered 503.*try again later"),
         ({"truncate": 500_000}, {}, r"the download broke off after 500,000 of [\d,]+ bytes.*it goes on from there"),
         ({"body": "wrong"}, {}, r"the downloaded file has sha256 \w{64} instead of \w{64}, so it was removed"),
         (None, {"file_limit": 1_000_000}, r"the disk of .* is full.*make room, or set SEGZOO_CACHE"),
@@ -585,6 +585,148 @@ def test_faults_of_a_url(request, hub, client, cache, body, expected, fault, job
     # An interrupted download goes on where it stopped.
     assert hub.ranges == (["bytes=500000-"] if fault and "truncate" in fault else [])
     assert not list((cache / "segzoo" / "files").glob("*.partial"))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("kind", ["hub", "url"])
+def test_a_busy_server_is_asked_again(hub, client, body, expected, kind, status):
+    overlay = {"state": "url", "url": hub.add_file(f"busy/{status}/model.safetensors", body)}
+    if kind == "hub":
+        overlay = {"hf_hub_id": f"org/busy{status}", "hf_revision": hub.add(f"org/busy{status}", {FILE: body})}
+    hub.fail(ASK if kind == "hub" else "GET /files/", status=status, times=2)
+    result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert result.get("digests") == [expected], result
+    said = [line for line in result["log"] if "trying again in" in line]
+    assert len(said) == 2
+    assert f"the server answered {status}" in said[0]
+
+
+PAGE = b"\n<!DOCTYPE html><html><title>Log in</title></html>"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pdparams", "weights.zip", "weights.pth", "weights"])
+def test_a_page_instead_of_weights_is_never_kept(hub, client, cache, name):
+    url = hub.add_file(f"login/login-{name}", PAGE)
+    for _ in range(2):
+        result = client.create(NAME, pretrained=True, pretrained_cfg_overlay={"state": "url", "url": url, "file": None})
+        assert "the downloaded file is a web page" in result["error"]
+    assert hub.count("GET") == 2
+    assert not list((cache / "segzoo" / "files").glob(f"*-login-{name}"))
+
+
+def test_a_file_that_cannot_be_read_is_set_aside_and_fetched_again(hub, client, cache, body, expected):
+    """Of a URL without a known hash; by whatever way it was damaged."""
+    url = hub.add_file("healed/weights.safetensors", body)
+    overlay = {"state": "url", "url": url, "file": "healed.safetensors"}
+    assert client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)["digests"] == [expected]
+    (file,) = (cache / "segzoo" / "files").glob("*-healed.safetensors")
+    file.write_bytes(bytes(5000))
+    hub.reset()
+    result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert result.get("digests") == [expected], result
+    assert hub.count("GET") == 1
+    assert f"It was moved to {file}.unreadable and is downloaded again" in " ".join(result["log"])
+    assert Path(f"{file}.unreadable").read_bytes() == bytes(5000)
+    # Damaged at its source: fetched again once, and refused with the name of the file and the way out.
+    hub.add_file("healed/weights.safetensors", bytes(6000))
+    file.write_bytes(bytes(5000))
+    hub.reset()
+    result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert re.search(
+        rf"{re.escape(str(file))} is damaged.*It came from {url}; delete it, or pass force_download=True",
+        result["error"],
+    )
+    assert hub.count("GET") == 1
+    hub.add_file("healed/weights.safetensors", body)
+    job = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    assert client.create(NAME, **job, force_download=True).get("digests") == [expected]
+
+
+@pytest.mark.parametrize("kind", ["hub", "url"])
+def test_forced_download(hub, client, body, expected, kind):
+    overlay = {"state": "url", "url": hub.add_file("forced/model.safetensors", body)}
+    if kind == "hub":
+        overlay = {"hf_hub_id": "org/forced", "hf_revision": hub.add("org/forced", {FILE: body})}
+    for force, requests in ((False, 1), (False, 1), (True, 2)):
+        job = {"pretrained": True, "pretrained_cfg_overlay": overlay, "force_download": force}
+        assert client.create(NAME, **job).get("digests") == [expected]
+        assert hub.count("GET", "/resolve/" if kind == "hub" else "/files/") == requests
+
+
+def test_a_small_file_of_the_hub_that_was_damaged_is_replaced(hub, client, cache, saved):
+    """config.json is no LFS file: the Hub names it by git's hash."""
+    folder, model = saved
+    commit = hub.add("org/zeroed", {file.name: file for file in folder.iterdir()})
+    name = f"hf-hub:org/zeroed@{commit}"
+    assert client.create(name).get("digests") == [digest(model)]
+    config = next((cache / "hf" / "hub").glob("models--org--zeroed/snapshots/*/config.json"))
+    config.resolve().write_bytes(bytes(config.stat().st_size))
+    hub.reset()
+    result = client.create(name)
+    assert result.get("digests") == [digest(model)], result
+    assert re.search(r"has git hash \w{40} instead of \w{40}; it was removed", " ".join(result["log"]))
+    assert hub.count("GET") == 1
+
+
+def test_a_read_only_cache_serves_what_it_has(hub, tmp_path, body, expected, saved):
+    folder, model = saved
+    hub.add("org/mounted", {file.name: file for file in folder.iterdir()})  # a branch: the Hub is asked
+    overlay = {"hf_hub_id": "org/mounted-weights", "hf_revision": hub.add("org/mounted-weights", {FILE: body})}
+    url = {"state": "url", "url": hub.add_file("mounted/model.safetensors", body)}
+    jobs = [(NAME, {"pretrained": True, "pretrained_cfg_overlay": row}) for row in (overlay, url)]
+    jobs.append(("hf-hub:org/mounted", {}))
+    with Client(hub.environment(tmp_path)) as client:
+        for name, job in jobs:
+            assert "error" not in client.create(name, **job)
+    hub.reset()
+    with Client(hub.environment(tmp_path)) as client:
+        for name, job in jobs:
+            result = client.create(name, **job, read_only=str(tmp_path))
+            assert result.get("digests") == [expected if job else digest(model)], result
+        file = next((tmp_path / "segzoo" / "files").glob("*-model.safetensors"))
+        file.write_bytes(b"<html>")
+        result = client.create(NAME, **jobs[1][1], read_only=str(tmp_path))
+        assert re.search(rf"{re.escape(str(file))} is a web page.*it cannot be removed.*by hand", result["error"])
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay", "headers", "message"),
+    [
+        (NAME, {"state": "url", "url": "http://[::1"}, {}, r"cannot be reached \(ValueError"),
+        (NAME, {"state": "url", "url": "nonsense"}, {}, "cannot be reached"),
+        (NAME, {"state": "url"}, {"Location": "http://[::1"}, "cannot be reached|the server answered 302"),
+        ("local-dir:~nouser/x", {}, {}, "~nouser/x is no folder"),
+        ("hf-hub:org/" + "x" * 300, {}, {}, "cannot get the weights"),
+        ("hf-hub:org/a\0b", {}, {}, "cannot get the weights"),
+        ("hf-hub:", {}, {}, "cannot get the weights"),
+        ("hf-hub:org/name@../../x", {}, {}, "cannot get the weights"),
+    ],
+)
+def test_odd_names_and_addresses(hub, client, name, overlay, headers, message):
+    if headers:
+        overlay = {**overlay, "url": hub.add_file("odd/weights.safetensors", b"")}
+        hub.fail("GET /files/odd", status=302, headers=headers, times=None)
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay} if overlay else {}
+    result = client.create(name, **options)
+    assert result["type"] == "WeightsError", result
+    assert re.search(message, result["error"]), result
+
+
+def test_a_server_that_counts_wrongly(hub, client, body, expected):
+    url = hub.add_file("counted/model.safetensors", body)
+    hub.fail("GET /files/counted", length="abc")
+    result = client.create(NAME, pretrained=True, pretrained_cfg_overlay={"state": "url", "url": url})
+    assert result.get("digests") == [expected], result
+
+
+def test_a_cache_that_is_a_file(hub, tmp_path, body):
+    (tmp_path / "file").touch()
+    overlay = {"hf_hub_id": "org/nowhere", "hf_revision": hub.add("org/nowhere", {FILE: body})}
+    url = {"state": "url", "url": hub.add_file("nowhere/model.safetensors", body)}
+    for variable, row in (("HF_HOME", overlay), ("SEGZOO_CACHE", url)):
+        with Client(hub.environment(tmp_path, **{variable: str(tmp_path / "file")})) as client:
+            result = client.create(NAME, pretrained=True, pretrained_cfg_overlay=row)
+            assert re.search(rf"cannot be written .*set {variable} to a folder", result["error"]), result
 
 
 def test_a_file_that_changed_is_not_resumed(hub, client, body, expected):

@@ -388,6 +388,12 @@ def test_the_default_stride_is_two_thirds_of_the_window():
     assert starts == [(0, 0), (0, 21), (0, 28), (32, 0), (32, 21), (32, 28)]
 
 
+def test_windows_without_end_are_refused(photo):
+    model = segzoo.create_model("test_edaformer")
+    with pytest.raises(segzoo.SegzooError, match="120 x 100 pixels .* 12,000 windows of 1 x 1, more than 10,000"):
+        segzoo.predict(model, photo, resize=(120, 100), mode="slide", crop=(1, 1), stride=(1, 1))
+
+
 def test_a_keypoint_box_is_rounded_outwards(monkeypatch):
     seen, original = [], prediction.to_input
     monkeypatch.setattr(prediction, "to_input", lambda part, *rest: seen.append(part.copy()) or original(part, *rest))

@@ -189,7 +189,7 @@ def test_config_of_every_name(name, tmp_path):
     assert architecture == name.partition(".")[0]
     timm_cfg = TimmCfg(**row)
     assert timm_cfg.num_classes == model.num_classes
-    if model.pretrained_cfg is not None:
+    if model.pretrained_cfg:
         assert tuple(timm_cfg.mean) == model.pretrained_cfg.mean
         assert saved.pretrained_cfg.test_mode == model.pretrained_cfg.test_mode
 
@@ -426,7 +426,7 @@ def edited(tmp_path: Path, edit) -> Path:
         (lambda c: c["segzoo"].update(reduction=3), "reduction is 3, not a plan"),
         (lambda c: c["segzoo"].update(reduction={"encoder.0": "x"}), "segzoo.reduction: encoder.0"),
         (lambda c: c["segzoo"].update(reduction={"encoder.7": 2}), "encoder.7"),
-        (lambda c: c["segzoo"]["cfg"]["encoder"].update(depths=[1]), "describes no model that can be built"),
+        (lambda c: c["segzoo"]["cfg"]["encoder"].update(depths=[1]), "depths must have 4 entries, one a stage"),
     ],
 )
 def test_bad_configs(tmp_path, edit, message):
@@ -434,6 +434,57 @@ def test_bad_configs(tmp_path, edit, message):
     with pytest.raises(segzoo.SegzooError, match=message) as refusal:
         restore(folder)
     assert str(folder) in str(refusal.value)
+
+
+def row_with(**fields):
+    return lambda config: config["segzoo"].update(pretrained_cfg=fields)
+
+
+def encoder_with(**fields):
+    return lambda config: config["segzoo"]["cfg"]["encoder"].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (row_with(size_divisor=0), "size_divisor of a weights row must be from 1 to 1024, not 0"),
+        (row_with(size_divisor=100_000), "size_divisor .* not 100000"),
+        (row_with(mean=[]), "mean of a weights row must be a finite number a channel, not "),
+        (row_with(mean=[0.5]), "std of a weights row must have 1 numbers, as mean has"),
+        (row_with(std=[]), "std of a weights row must be a finite number"),
+        (row_with(std=[0, 0, 0]), "std of a weights row must be positive"),
+        (row_with(std=[1, 1, float("inf")]), "Infinity is no number of JSON"),
+        (row_with(mean=[0, 0, float("nan")]), "NaN is no number of JSON"),
+        (row_with(mean=[0, 0, 10**400]), "mean of a weights row"),
+        (row_with(crop=[0, 0], stride=[0, 0]), r"crop of a weights row must be from 1 to 65536, not \(0, 0\)"),
+        (row_with(stride=[-1, 3]), "stride of a weights row"),
+        (row_with(test_size=[10**9, 10**9]), "test_size of a weights row must be from 1 to 65536"),
+        (row_with(input_size=[-8, 8]), "input_size"),
+        (row_with(test_min_side=0), "test_min_side"),
+        (row_with(label_set="nosuch"), "label_set of a weights row must be one of .*ade20k"),
+        (row_with(miou=101.0), "miou of a weights row must be in percent"),
+        (encoder_with(num_heads=[0, 1, 1, 1]), "num_heads"),
+        (encoder_with(depths=[100_000] * 4), "depths must be finite and at most 65536"),
+        (encoder_with(depths=[200, 200, 200, 200]), "depths must be at most 512 in all"),
+        (encoder_with(embed_dims=[10**9] * 4), "embed_dims must be finite and at most 65536"),
+        (encoder_with(mlp_ratio=1e300), "mlp_ratio must be finite"),
+        (lambda c: c["segzoo"].update(labels=json.loads("[" * 300 + "]" * 300)), "nested more than 32 deep"),
+        (lambda c: c["segzoo"].update(labels="x" * (3 << 20)), "more than 2,097,152 bytes"),
+    ],
+)
+def test_configs_that_cannot_be_meant(tmp_path, edit, message):
+    folder = edited(tmp_path, edit)
+    with pytest.raises(segzoo.zoo.checkpoint.WeightsError, match=message) as refusal:
+        restore(folder)
+    assert str(folder) in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_sizes_are_compared_before_memory_is_taken(tmp_path):
+    """A config within every range whose parameters would take 100 GB, beside the file of a tiny model."""
+    folder = edited(tmp_path, encoder_with(embed_dims=[24_576] * 4, num_heads=[1] * 4))
+    with pytest.raises(segzoo.zoo.checkpoint.WeightsError, match="mis-shaped"):
+        restore(folder)
 
 
 def test_files_that_are_no_config(tmp_path):

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with +flip mirrored; a wrong name lists all",
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
+    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
     parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for results as JSON, CSV and PNG")

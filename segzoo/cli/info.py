@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def row(self) -> PretrainedCfg | None:
-        return self.model.pretrained_cfg
+        return self.model.pretrained_cfg or None  # one that records nothing is none
 
     @property
     def published(self) -> list[PublishedCost]:
@@ -116,6 +116,11 @@ class Subject:
         if not self.published:
             lines.append(f"published: no figure for this size, number of classes and reduction{self._other_costs()}")
         lines.append(f"presets: {', '.join(self.model.reduction_presets) or 'none'}")
+        from ..models.base import NOT_MEASURED
+
+        unmeasured = [name for name, known in self.model.preset_accuracy.items() if known == NOT_MEASURED]
+        if unmeasured:
+            lines.append(f"presets whose cost in accuracy nobody has measured: {', '.join(unmeasured)}")
         return [*lines, *self._weights()]
 
     def _other_costs(self) -> str:

@@ -23,7 +23,7 @@ def trained_model(args: argparse.Namespace) -> Model:
 
     if args.checkpoint is None:
         try:
-            model = create_model(args.model, pretrained=True)
+            model = create_model(args.model, pretrained=True, force_download=args.force_download)
         except WeightsError as error:
             raise WeightsError(str(error).replace("checkpoint_path=", "--checkpoint FILE")) from error
         if args.num_classes not in (None, model.num_classes):

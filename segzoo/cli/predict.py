@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="also images whose results exist (default: skip them)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or name.tag (default: %(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
+    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
     parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     parser.add_argument("--resize", type=positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")

@@ -180,6 +180,8 @@ class TimmEncoder(nn.Module):
 class TimmFeatures(FeatureGetterNet):
     """What `timm.create_model(..., features_only=True)` gives: the chosen maps, and reduction."""
 
+    model: TimmEncoder
+
     @property
     def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
         return cast(TimmEncoder, self.model).reduction_presets

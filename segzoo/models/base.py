@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .keys import Layout
     from .rows import PretrainedCfg
 
+# What `preset_accuracy` may say, beside "as trained".
+PUBLISHED_IN_ROWS = "published, in the weights rows"
+NOT_MEASURED = "not measured"
+
 JOINS_PREVIOUS = (99999,)  # timm's mark in a `group_matcher`: no group of its own
 
 
@@ -62,7 +66,7 @@ class Model(nn.Module):
 
     key_layouts: ClassVar[Sequence[Layout]] = ()  # official layouts of checkpoints that load_weights understands
     reduction_presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # plans by name
-    preset_accuracy: ClassVar[Mapping[str, str]] = {}  # what a preset costs in accuracy, and who measured it
+    preset_accuracy: ClassVar[Mapping[str, str]] = {}  # what is known of what each preset costs in accuracy
     pretrained_cfg: PretrainedCfg | None = None  # the weights row, set by create_model
     name: str = ""  # registry name, set by create_model
     weights_state: WeightsState = "untrained"  # whoever trains a model says "pretrained" when it is done
@@ -93,7 +97,7 @@ class Model(nn.Module):
     def default_cfg(self) -> dict[str, Any]:
         """The weights row in timm's fields, completed by what only the model knows. A new dict each time."""
         classifier = self.get_classifier()
-        row = dict(self.pretrained_cfg) if self.pretrained_cfg else {}
+        row = dict(self.pretrained_cfg) if self.pretrained_cfg is not None else {}
         if row:
             row["input_size"] = (self.in_chans, *row["input_size"][1:])
         return {

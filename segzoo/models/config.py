@@ -7,16 +7,18 @@ copies none of its fields.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._errors import SegzooError
+from .._errors import SegzooError, shown
+from .fields import describe, fits, type_hints
 
 if TYPE_CHECKING:
     from .base import Encoder
+
+# Of every config, what no model that was meant has: a larger whole number, and more blocks or layers in a row.
+MAX_NUMBER = 2**16
+MAX_DEPTH = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,19 @@ class Config:
     def __post_init__(self) -> None:
         for name, hint in type_hints(type(self)).items():
             if not fits(value := getattr(self, name), hint):
-                raise SegzooError(f"{type(self).__name__}: {name} must be {describe(hint)}, not {value!r}")
+                raise SegzooError(f"{type(self).__name__}: {name} must be {describe(hint)}, not {shown(value)}")
+            self._require_bearable(name, value)
         self.check()
+
+    def _require_bearable(self, name: str, value: Any) -> None:
+        """Sizes at which building the model would not end or not fit into memory."""
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, (int, float))]
+        self.require(
+            all(abs(number) <= MAX_NUMBER for number in numbers),  # NaN is not
+            f"{name} must be finite and at most {MAX_NUMBER}, not {shown(value)}",
+        )
+        if "depth" in name or "layers" in name:
+            self.require(sum(numbers) <= MAX_DEPTH, f"{name} must be at most {MAX_DEPTH} in all, not {shown(value)}")
 
     def check(self) -> None:
         """Raises SegzooError for values that contradict each other or are out of range."""
@@ -116,43 +129,3 @@ class SegmenterConfig(Config):
 
     def check(self) -> None:
         self.require_positive("num_classes")
-
-
-@functools.cache
-def type_hints(kind: type) -> dict[str, Any]:
-    """Field name -> type hint of a dataclass."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def choices(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what a type hint says; a whole number is also a float, and True is no number."""
-    if hint is Any:
-        return True
-    if len(choices(hint)) > 1:
-        return any(fits(value, kind) for kind in choices(hint))
-    origin, items = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(items) == 2 and items[1] is Ellipsis:
-            return all(fits(item, items[0]) for item in value)
-        return len(value) == len(items) and all(fits(item, kind) for item, kind in zip(value, items, strict=True))
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def describe(hint: Any) -> str:
-    """A type hint as a reader of an error message would say it."""
-    if len(choices(hint)) > 1:
-        return " or ".join(describe(kind) for kind in choices(hint))
-    if typing.get_origin(hint) is tuple:
-        return str(hint).replace("typing.", "")
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))

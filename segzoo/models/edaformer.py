@@ -15,7 +15,8 @@ Shape letters: B batch, C channels, H, W rows and columns of a map.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from ..layers.block import Block, BlockSequence
 from ..layers.conv import FuseLevels
 from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
+from .base import PUBLISHED_IN_ROWS
 from .config import EncoderConfig, SegmenterConfig
 from .edaformer_weights import LAYOUTS, PRETRAINED
 from .eft import EFT_B, EFT_T, TEST_EFT, EmbeddingFreeAttention
@@ -104,6 +106,16 @@ class AllAttentionDecoder(nn.Module):
         return self.classifier(self.dropout(self.fuse(maps, features[1].shape[2:])))
 
 
+# Paper notation [encoder]-[decoder] of the pooling sides; the factors multiply what was trained.
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {},  # [8, 4, 2, 1]-[1, 2, 4]
+    "decoder": {"decoder": 2},  # [8, 4, 2, 1]-[2, 4, 8]
+    "optimal": {"encoder": (2, 2, 1, 1), "decoder": 2},  # [16, 8, 2, 1]-[2, 4, 8]
+    "fast": {"encoder": 2, "decoder": 2},  # [16, 8, 4, 2]-[2, 4, 8]
+}
+ACCURACY = {"base": "as trained", **dict.fromkeys(("decoder", "optimal", "fast"), PUBLISHED_IN_ROWS)}
+
+
 class EDAFormer(EncoderDecoder):
     """An encoder of four maps and the all-attention decoder; scores at stride 8 of the encoder's second map.
 
@@ -113,20 +125,14 @@ class EDAFormer(EncoderDecoder):
     """
 
     key_layouts = LAYOUTS
-    # Paper notation [encoder]-[decoder] of the pooling sides; the factors multiply what was trained.
-    own_presets = {
-        "base": {},  # [8, 4, 2, 1]-[1, 2, 4]
-        "decoder": {"decoder": 2},  # [8, 4, 2, 1]-[2, 4, 8]
-        "optimal": {"encoder": (2, 2, 1, 1), "decoder": 2},  # [16, 8, 2, 1]-[2, 4, 8]
-        "fast": {"encoder": 2, "decoder": 2},  # [16, 8, 4, 2]-[2, 4, 8]
-    }
-    # ADE20K, without training for it (Tables 1 and 4).
-    own_preset_accuracy = {
-        "base": "as trained",
-        "decoder": "published: 42.3 -> 42.2 mIoU (EDAFormer-T), 49.0 -> 48.9 (B) on ADE20K",
-        "optimal": "published: 42.3 -> 42.1 mIoU (EDAFormer-T), 49.0 -> 48.9 (B) on ADE20K",
-        "fast": "published: 42.3 -> 41.3 mIoU (EDAFormer-T), 49.0 -> 48.3 (B) on ADE20K",
-    }
+
+    @property
+    def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
+        return PRESETS
+
+    @property
+    def preset_accuracy(self) -> Mapping[str, str]:
+        return ACCURACY
 
 
 def build(cfg: EDAFormerConfig) -> EDAFormer:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..layers.attention import attend
 from ..layers.block import pyramid_stages
 from ..layers.reduction import KeyValueReduction, QueryReduction
-from .base import PyramidEncoder
+from .base import NOT_MEASURED, PyramidEncoder
 from .config import EncoderConfig
 from .eft_weights import LAYOUTS, PRETRAINED
 from .family import Family, PublishedCost, Variant, register_family
@@ -96,7 +96,7 @@ class EFT(PyramidEncoder):
         "optimal": {"encoder": (2, 2, 1, 1)},
         "fast": {"encoder": 2},
     }
-    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}  # of the encoder alone
+    preset_accuracy = {"base": "as trained", "optimal": NOT_MEASURED, "fast": NOT_MEASURED}  # of the encoder alone
 
     def __init__(self, cfg: EFTConfig):
         def attention(stage: int) -> EmbeddingFreeAttention:

@@ -80,7 +80,8 @@ def check_images(x_BCHW: Tensor, *, in_chans: int, dtype: torch.dtype) -> None:
     Raises:
         SegzooError: one sentence with shape, dtype, what is expected and the way there.
     """
-    if torch.jit.is_tracing():  # there sizes are tensors, and a trace records no refusal
+    # In a trace sizes are tensors, and no refusal is recorded.
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return
     if not isinstance(x_BCHW, Tensor):
         raise SegzooError(

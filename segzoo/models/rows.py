@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .._errors import SegzooError
-from ..labels import LabelSet, generic_labels, load_labels
+from .._errors import SegzooError, shown
+from ..labels import LabelSet, generic_labels, list_labels, load_labels
+from .fields import describe, fits, type_hints
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,6 +24,16 @@ CHOICES = {
     "test_mode": ("whole", "slide"),
 }
 METRICS = {"miou": "mIoU", "miou_small": "mIoU of the small classes", "top1": "ImageNet top-1"}
+
+# Of those that are whole numbers or pairs of them, the least and the most that can be meant.
+RANGES = {
+    "size": (0, 2**40),
+    "num_classes": (0, 2**16 - 1),
+    **dict.fromkeys(("input_size", "test_size", "test_min_side", "crop", "stride"), (1, 2**16)),
+    "size_divisor": (1, 2**10),
+}
+MAX_CHANS = 2**10  # for which mean and std are given
+MAX_STATISTIC = 1e6  # in units of the largest value of a pixel
 
 WHOLE = "single scale, whole image"
 SLIDE_1024 = "single scale, sliding window 1024 stride 768"
@@ -71,7 +82,8 @@ class PretrainedCfg:
     """One row of weights, and the preprocessing and test protocol that belong to them.
 
     Raises:
-        SegzooError: a value that `CHOICES` does not list, or two classes of one name.
+        SegzooError: a value of another type, that `CHOICES` does not list or that is out of range, statistics that
+            normalise nothing, an unknown label set, or two classes of one name; names the field.
     """
 
     # Where the weights are.
@@ -112,14 +124,36 @@ class PretrainedCfg:
     advice: str = ""  # what they are not for, and what is; said before they are used
 
     def __post_init__(self) -> None:
-        for field, choices in CHOICES.items():
+        object.__setattr__(self, "published", tuple(map(PublishedScore.of, self.published)))
+        for field, hint in type_hints(PretrainedCfg).items():
             value = getattr(self, field)
-            if value not in choices:
-                raise SegzooError(f"{field} of a weights row must be one of {', '.join(choices)}, not {value!r}")
+            self._require(fits(value, hint), field, f"must be {describe(hint)}")
+        for field, choices in CHOICES.items():
+            self._require(getattr(self, field) in choices, field, f"must be one of {', '.join(choices)}")
+        for field, (least, most) in RANGES.items():
+            value = getattr(self, field)
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            within = all(least <= number <= most for number in numbers)
+            self._require(within, field, f"must be from {least} to {most}")
+        self._check_statistics()
         names = self.label_names
         if names is not None and len(set(names)) != len(names):
-            raise SegzooError(f"label_names must be {len(names)} different names, one a class, not {names}")
-        object.__setattr__(self, "published", tuple(map(PublishedScore.of, self.published)))
+            raise SegzooError(f"label_names must be {len(names)} different names, one a class, not {shown(names)}")
+        known = list_labels()
+        self._require(self.label_set in (None, *known), "label_set", f"must be one of {', '.join(known)}")
+
+    def _check_statistics(self) -> None:
+        """Refuses what no image can be normalised with."""
+        for field in ("mean", "std"):
+            value = getattr(self, field)
+            finite = 1 <= len(value) <= MAX_CHANS and all(abs(number) < MAX_STATISTIC for number in value)
+            self._require(finite, field, "must be a finite number a channel")
+        self._require(len(self.std) == len(self.mean), "std", f"must have {len(self.mean)} numbers, as mean has")
+        self._require(all(number > 0 for number in self.std), "std", "must be positive")
+
+    def _require(self, holds: bool, field: str, what: str) -> None:
+        if not holds:
+            raise SegzooError(f"{field} of a weights row {what}, not {shown(getattr(self, field))}")
 
     def score(self, reduction: str = "base") -> PublishedScore | None:
         """The figure to show alone: what these weights reached at a reduction, over all classes."""
@@ -141,6 +175,10 @@ class PretrainedCfg:
     @property
     def loadable(self) -> bool:
         return self.state != "unpublished"
+
+    def __bool__(self) -> bool:
+        """False for a row that records nothing, as the one of a model without weights."""
+        return self != PretrainedCfg(num_classes=self.num_classes)
 
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that timm and a weights row have in common."""

@@ -33,7 +33,7 @@ from ..layers.init import init_weights
 from ..layers.norm_folding import absorb, scale_and_shift
 from ..layers.reduction import GridReduction
 from ..layers.shapes import resize, to_channels_first, to_channels_last
-from .base import JOINS_PREVIOUS, BlockSequence, Encoder, Pyramid
+from .base import JOINS_PREVIOUS, NOT_MEASURED, BlockSequence, Encoder, Pyramid
 from .config import EncoderConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .features import FeatureInfo
@@ -348,7 +348,7 @@ class RTFormerBackbone(Encoder):
     first_conv = "stem.0.conv.weight"
     # Of the side of the cross-resolution grid; the paper has no such presets.
     reduction_presets = {"base": {}, "optimal": {"encoder.grid": 2}, "fast": {"encoder.grid": 4}}
-    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}
+    preset_accuracy = {"base": "as trained", "optimal": NOT_MEASURED, "fast": NOT_MEASURED}
 
     def __init__(self, cfg: RTFormerBackboneConfig):
         super().__init__(cfg=cfg)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,8 +35,6 @@ class SegmentationModel(Model):
     # "logits", "product" = class probability x sigmoid mask, or "heatmap" = one a keypoint, which no mask comes from
     score_kind: str = "logits"
     head_prefix = "decoder."
-    own_presets: ClassVar[Mapping[str, Mapping[str, Any]] | None] = None  # of a family whose decoder has sites, too
-    own_preset_accuracy: ClassVar[Mapping[str, str] | None] = None
     encoder: Encoder
 
     @property
@@ -61,13 +59,12 @@ class SegmentationModel(Model):
 
     @property
     def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
-        """Plans by name: the family's own, else the encoder's."""
-        return self.encoder.reduction_presets if self.own_presets is None else self.own_presets
+        """The encoder's, for the families whose decoder has no sites."""
+        return self.encoder.reduction_presets
 
     @property
     def preset_accuracy(self) -> Mapping[str, str]:
-        """What a preset costs in accuracy, and who measured it: the family's own, else the encoder's."""
-        return self.encoder.preset_accuracy if self.own_preset_accuracy is None else self.own_preset_accuracy
+        return self.encoder.preset_accuracy
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The encoder's groups, and the decoder as the last one."""

@@ -32,7 +32,7 @@ from ..layers.grids import fit_grid, grid_of, pad_to_multiple, resize_grid
 from ..layers.init import init_weights
 from ..layers.reduction import KeyValueReduction, QueryReduction
 from ..layers.shapes import to_channels_first, to_channels_last
-from .base import Encoder, Pyramid
+from .base import NOT_MEASURED, Encoder, Pyramid
 from .config import EncoderConfig
 from .features import FeatureInfo, pair
 from .keys import StateDict
@@ -234,7 +234,7 @@ class ViT(Encoder):
     first_conv = "patch_embed.proj.weight"
     # Of the keys and values in each third of the depth; SegViT's paper has no such presets.
     reduction_presets = {"base": {}, "optimal": {"encoder": (2, 2, 1)}, "fast": {"encoder": 2}}
-    preset_accuracy = {"base": "as trained", "optimal": "not measured", "fast": "not measured"}
+    preset_accuracy = {"base": "as trained", "optimal": NOT_MEASURED, "fast": NOT_MEASURED}
 
     def __init__(self, cfg: ViTConfig):
         super().__init__(cfg=cfg)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._errors import SegzooError, WeightsError
+from .._errors import SegzooError, WeightsError, first_line, shown
 from .._version import __version__
 from ..layers.reduction import entry_to_json, parse_entry
 from ..models.base import WEIGHTS_STATES, WeightsState
-from ..models.config import choices, describe, fits, type_hints
 from ..models.family import FAMILIES, VARIANTS
+from ..models.fields import choices, describe, fits, type_hints
 from ..models.rows import PretrainedCfg, PublishedScore, label_names
 from ..plans import current_plan, reduction_sites
 
@@ -31,6 +31,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 1  # raised when a reader of the old form would misunderstand the new one
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+MAX_BYTES = 2 << 20  # of a config.json; one with the names of a thousand classes has 40,000
+MAX_NESTED = 32
 
 # Of a weights row, where its file was and how the row differs from the variant: neither holds for the saved model.
 SOURCE_FIELDS = frozenset(
@@ -159,11 +161,11 @@ def read_config(source: str | Path | Mapping[str, Any]) -> SavedConfig:
             f'{where} has no "segzoo" block, so segzoo did not write it; build the model by its name and pass the '
             "weights file as checkpoint_path="
         )
-    version, writer = block.get("version"), block.get("segzoo_version", "unknown")
+    version, writer = block.get("version"), str(block.get("segzoo_version", "unknown"))[:40]
     if version != FORMAT_VERSION:
         raise WeightsError(
-            f"{where} has version {version!r} and was written by segzoo {writer}; this is segzoo {__version__}, which "
-            f"reads version {FORMAT_VERSION}: upgrade segzoo"
+            f"{where} has version {shown(version)} and was written by segzoo {writer}; this is segzoo {__version__}, "
+            f"which reads version {FORMAT_VERSION}: upgrade segzoo"
         )
     try:
         return _saved_config(config, block)
@@ -179,13 +181,45 @@ class _InvalidError(Exception):
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise WeightsError(f"{path} is no ordinary file; save the model with segzoo.save_pretrained")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; save the model with segzoo.save_pretrained") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise WeightsError(
+            f"{path} has more than {MAX_BYTES:,} bytes, which no config needs; download or copy it again"
+        )
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is no valid JSON ({error}); download or copy it again") from error
+        raise WeightsError(
+            f"{path} is no valid JSON ({first_line(error)}); delete it and download or copy it again"
+        ) from error
+    if _nesting(value) > MAX_NESTED:
+        raise WeightsError(
+            f"{path} is nested more than {MAX_NESTED} deep, which no config is; download or copy it again"
+        )
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _nesting(value: Any) -> int:
+    """How deep lists and objects lie in each other; what is deeper than can be meant is not looked into."""
+    level, values = 0, [value]
+    while values and level <= MAX_NESTED:
+        insides = [
+            item.values() if isinstance(item, dict) else item for item in values if isinstance(item, (dict, list))
+        ]
+        values = [item for inside in insides for item in inside]
+        level += bool(insides)
+    return level
 
 
 def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedConfig:
@@ -194,7 +228,7 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
     during_training = block.get("reduction_during_training", False)
     weights_state = block.get("weights_state", "pretrained")
     if dtype not in DTYPES:
-        raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise _InvalidError(f"segzoo.dtype must be one of {', '.join(DTYPES)}, not {shown(dtype)}")
     cfg = _cfg_from_json(block.get("cfg"), "segzoo.cfg")
     if type(cfg) is not type(VARIANTS[variant].variants[variant].cfg):
         raise _InvalidError(f"segzoo.cfg is a {type(cfg).__name__}, but {variant} has another config")
@@ -203,11 +237,12 @@ def _saved_config(config: Mapping[str, Any], block: Mapping[str, Any]) -> SavedC
         ("segzoo.in_chans", block.get("in_chans"), cfg.in_chans),
     ):
         if value != expected:
-            raise _InvalidError(f"{key} is {value!r}, but segzoo.cfg says {expected}")
+            raise _InvalidError(f"{key} is {shown(value)}, but segzoo.cfg says {expected}")
     if not isinstance(during_training, bool):
-        raise _InvalidError(f"segzoo.reduction_during_training is {during_training!r}")
+        raise _InvalidError(f"segzoo.reduction_during_training is {shown(during_training)}")
     if weights_state not in WEIGHTS_STATES:
-        raise _InvalidError(f"segzoo.weights_state must be one of {', '.join(WEIGHTS_STATES)}, not {weights_state!r}")
+        known = ", ".join(WEIGHTS_STATES)
+        raise _InvalidError(f"segzoo.weights_state must be one of {known}, not {shown(weights_state)}")
     return SavedConfig(
         name=name,
         cfg=cfg,
@@ -224,10 +259,12 @@ def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> tuple[str, st
     name = block.get("name")
     variant = name.partition(".")[0] if isinstance(name, str) else name
     if not isinstance(name, str) or not isinstance(variant, str) or variant not in VARIANTS:
-        close = difflib.get_close_matches(str(variant), VARIANTS, n=3)
-        raise _InvalidError(f"unknown model {variant!r}" + (f" (did you mean {', '.join(close)}?)" if close else ""))
+        close = difflib.get_close_matches(str(variant)[:100], VARIANTS, n=3)
+        raise _InvalidError(
+            f"unknown model {shown(variant)}" + (f" (did you mean {', '.join(close)}?)" if close else "")
+        )
     if config.get("architecture") != variant:
-        raise _InvalidError(f"architecture is {config.get('architecture')!r}, but segzoo.name is {name!r}")
+        raise _InvalidError(f"architecture is {shown(config.get('architecture'))}, but segzoo.name is {shown(name)}")
     return name, variant
 
 
@@ -236,12 +273,12 @@ def _reduction_from_json(plan: Any) -> dict[str, Any] | None:
     if plan is None:
         return None
     if not isinstance(plan, Mapping):
-        raise _InvalidError(f"segzoo.reduction is {plan!r}, not a plan")
+        raise _InvalidError(f"segzoo.reduction is {shown(plan)}, not a plan")
     for site, entry in plan.items():
         try:
             parse_entry(entry)
         except SegzooError as error:
-            raise _InvalidError(f"segzoo.reduction: {site}: {error}") from None
+            raise _InvalidError(f"segzoo.reduction: {site[:80]}: {first_line(error)}") from None
     return dict(plan)
 
 
@@ -263,7 +300,7 @@ def _cfg_from_json(value: Any, where: str) -> Any:
     kind = value.get("type") if isinstance(value, Mapping) else None
     types = _config_types()
     if not isinstance(kind, str) or kind not in types:
-        raise _InvalidError(f"{where} is no known config ({kind!r}); known: {', '.join(sorted(types))}")
+        raise _InvalidError(f"{where} is no known config ({shown(kind)}); known: {', '.join(sorted(types))}")
     return _fields_from_json(types[kind], {name: item for name, item in value.items() if name != "type"}, where)
 
 
@@ -286,11 +323,11 @@ def _config_types() -> dict[str, type]:
 def _fields_from_json(kind: type, values: Any, where: str) -> Any:
     """A dataclass from its fields. One that is missing takes its default: what older models did without it."""
     if not isinstance(values, Mapping):
-        raise _InvalidError(f"{where} is {values!r}, not a set of fields")
+        raise _InvalidError(f"{where} is {shown(values)}, not a set of fields")
     hints = type_hints(kind)
     unknown = [name for name in values if name not in hints or (kind is PretrainedCfg and name in SOURCE_FIELDS)]
     if unknown:
-        raise _InvalidError(f"{where} has an unknown field {unknown[0]!r}")
+        raise _InvalidError(f"{where} has an unknown field {shown(unknown[0])}")
     fields = {name: _value_from_json(value, hints[name], f"{where}.{name}") for name, value in values.items()}
     try:
         return kind(**fields)
@@ -306,7 +343,7 @@ def _value_from_json(value: Any, hint: Any, where: str) -> Any:
             return _cfg_from_json(value, where)
     value = _tuples(value)
     if not fits(value, hint):
-        raise _InvalidError(f"{where} is {value!r}, which is not {describe(hint)}")
+        raise _InvalidError(f"{where} is {shown(value)}, which is not {describe(hint)}")
     return value
 
 

@@ -144,9 +144,11 @@ def is_model(name: str) -> bool:
     >>> segzoo.is_model("edaformer_t.scenes"), segzoo.is_model("resnet50")
     (True, False)
     """
-    variant, _, tag = name.partition(".")
-    model = known_models().get(variant)
-    return model is not None and (not tag or tag in model.rows)
+    try:
+        split_name(name, {variant: model.rows for variant, model in known_models().items()})
+    except SegzooError:
+        return False
+    return True
 
 
 def list_pretrained(

@@ -35,7 +35,7 @@ def model_info(name: str) -> ModelInfo:
     >>> import segzoo
     >>> info = segzoo.model_info("rtformer_slim.cityscapes")
     >>> info.pretrained_cfg.license, info.cfg.num_classes, info.params
-    ('apache-2.0', 19, 5369265)
+    ('apache-2.0', 19, 5403398)
     """
     variant_name, tag = parse_name(name)
     family = VARIANTS[variant_name]
@@ -69,7 +69,10 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg | None:
     >>> row.input_size, row["input_size"]  # segzoo's field, and timm's
     ((512, 1024), (3, 512, 1024))
     """
-    return model_info(name).pretrained_cfg
+    variant_name, tag = parse_name(name)
+    rows = rows_of(variant_name)
+    tag = tag or default_tag(rows)
+    return rows[tag] if tag else None
 
 
 def variant_of(name: str) -> Variant:

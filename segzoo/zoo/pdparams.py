@@ -3,7 +3,8 @@
 A `.pdparams` is a pickle of {name: numpy array}, plus "StructuredToParameterName@@" (paddle's own names, of no use
 here) and, below pickle protocol 4, "UnpackBigParamInfor@@": how arrays of 2**30 bytes or more were cut into slices.
 A pickle is a program; this reader offers it five names, each a stand-in made for one load that only notes its
-arguments, and builds the arrays afterwards. Not even numpy sees anything that has not been checked.
+arguments, and builds the arrays afterwards. Not even numpy sees anything that has not been checked. What the program
+costs is known before it is followed (`pickles`), and its arrays have no more bytes than the file.
 """
 
 from __future__ import annotations
@@ -20,54 +21,98 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import WeightsError
+from .._errors import UnreadableError, WeightsError, first_line, shown
+from .archives import open_archive
+from .pickles import check_pickle
 
 NAMES = "StructuredToParameterName@@"
 SLICES = "UnpackBigParamInfor@@"  # spelled as in paddle
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1")
+MAX_DIMS = 64  # numpy's own limit
+# Of a .pdparams in a zip archive, which deflate makes smaller by a tenth: how much larger than the archive it may be.
+MAX_RATIO, SMALL = 1.25, 16 << 20
 
 
 def read_pdparams(path: Path) -> dict[str, Tensor]:
     """{name: tensor} of a `.pdparams` file, or of the one `.pdparams` in a zip archive; raises WeightsError."""
     try:
         if path.suffix != ".zip":
-            with path.open("rb") as file:
-                return _read(file, str(path))
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".pdparams")]
-            if len(members) != 1:
-                what = ", ".join(info.filename for info in members) or "none"
-                raise WeightsError(f"{path} must hold exactly one .pdparams file, not {what}; unpack and name the file")
-            with archive.open(members[0]) as file:
-                return _read(file, f"{path} ({members[0].filename})")
+            return _read(path.open, path.stat().st_size, str(path))
+        with open_archive(path) as archive:
+            info = _member(archive, path)
+            return _read(lambda *_: archive.open(info), info.file_size, f"{path} ({info.filename[:200]})")
     except WeightsError:
         raise
-    except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise WeightsError(f"{path} is damaged or no weights archive ({error}); download or copy it again") from error
+    except (
+        Exception
+    ) as error:  # beside what zipfile and the disk are known to raise: a damaged archive may raise anything
+        raise UnreadableError(
+            f"{path} is damaged or no weights archive ({first_line(error)}); download or copy it again"
+        ) from error
 
 
-def _read(file: IO[bytes], source: str) -> dict[str, Tensor]:
+def _member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    """The archive's one .pdparams, whose size is that of numbers and not of a bomb."""
+    members = [info for info in archive.infolist() if info.filename.endswith(".pdparams")]
+    if len(members) != 1:
+        what = ", ".join(info.filename for info in members)[:200] or "none"
+        raise WeightsError(f"{path} must hold exactly one .pdparams file, not {what}; unpack and name the file")
+    (info,) = members
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise WeightsError(f"{path} is compressed in an unusual way; unpack it and name the .pdparams file")
+    if info.file_size > path.stat().st_size * MAX_RATIO + SMALL:
+        raise WeightsError(
+            f"{path} unpacks to {info.file_size:,} bytes, which weights of its size never do, so it was not unpacked; "
+            "get the file from its official source"
+        )
+    return info
+
+
+def _read(open_file: Callable[..., IO[bytes]], size: int, source: str) -> dict[str, Tensor]:
+    """`open_file("rb")` gives the pickle of `size` bytes, each time from its beginning."""
     try:
-        content = _Unpickler(file, encoding="latin1").load()
+        with open_file("rb") as file:
+            check_pickle(file, size)
+        with open_file("rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
     except _ForbiddenError as error:
         raise WeightsError(
-            f"{source} asks for {error}, which a .pdparams of arrays never needs, so it was not unpickled and nothing "
-            "in it was run; get the file from its official source"
+            f"{source} asks for {first_line(error)}, which a .pdparams of arrays never needs, so it was not unpickled "
+            "and nothing in it was run; get the file from its official source"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise WeightsError(
-            f"{source} is damaged or no .pdparams file ({type(error).__name__}: {error}); download or copy it again"
+        raise UnreadableError(
+            f"{source} is damaged or no .pdparams file ({type(error).__name__}: {first_line(error)}); download or copy "
+            "it again"
         ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{source} holds a {type(content).__name__}, not a dict of arrays; save layer.state_dict()")
-    content = dict(content)
+    try:
+        return _tensors(content, size)
+    except Exception as error:  # whatever values the file gave to what is no array of numbers
+        said = first_line(error) if isinstance(error, _ArrayError) else type(error).__name__
+        raise UnreadableError(f"{source} holds more than arrays of numbers: {said}") from error
+
+
+def _tensors(content: dict[Any, Any], size: int) -> dict[str, Tensor]:
+    """Arrays become tensors one by one, so that no more than one is there twice; empties `content`."""
     content.pop(NAMES, None)
     slices = content.pop(SLICES, {})
-    try:
-        arrays = {key: _array(value) for key, value in content.items()}
-        return {_name(key): _tensor(array) for key, array in _join(arrays, slices).items()}
-    except _ArrayError as error:
-        raise WeightsError(f"{source} holds more than arrays of numbers: {error}") from error
+    made: dict[int, tuple[_Array, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for key in list(content):
+        value = content.pop(key)
+        if not isinstance(value, _Array):
+            raise _ArrayError(f"a {type(value).__name__}")
+        if id(value) not in made:  # two names of one array stay one
+            array = _array(value)
+            size -= array.nbytes
+            if size < 0:
+                raise _ArrayError("arrays that share their bytes")
+            made[id(value)] = value, _tensor(array)
+        tensors[_name(key)] = made[id(value)][1]
+    made.clear()
+    return _join(tensors, slices)
 
 
 class _ForbiddenError(Exception):
@@ -92,16 +137,16 @@ class _Dtype:
 
     def checked(self) -> np.dtype:
         if self.code not in DTYPES or self.order not in ("<", ">", "|", "="):
-            raise _ArrayError(f"dtype {self.code!r}; only numbers and booleans are read")
+            raise _ArrayError(f"dtype {shown(self.code)}; only numbers and booleans are read")
         return np.dtype(self.order + self.code)
 
 
 class _Array:
     """What a pickled numpy array says: shape, dtype, memory order and bytes."""
 
-    state: tuple = ()
+    state: object = ()
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
 
@@ -128,47 +173,52 @@ class _Unpickler(pickle.Unpickler):
         raise _ForbiddenError("an object outside the file")
 
 
-def _latin1() -> Callable[[str, str], bytes]:
-    def encode(text: str, encoding: str) -> bytes:  # how protocol 2 spells bytes
+def _latin1() -> Callable[[str, str], str]:
+    def encode(text: str, encoding: str) -> str:  # how protocol 2 spells bytes
         if encoding != "latin1":
-            raise _ForbiddenError(f"codec {encoding!r}")
-        return text.encode("latin1")
+            raise _ForbiddenError(f"codec {shown(encoding)}")
+        return text  # made bytes where an array needs them, or few bytes of a file could ask for very many
 
     return encode
 
 
-def _array(value: object) -> np.ndarray:
-    if not isinstance(value, _Array):
-        raise _ArrayError(f"a {type(value).__name__}")
-    try:
-        _, shape, dtype, fortran, data = value.state
-    except ValueError:
-        raise _ArrayError("an array without content") from None
+def _array(value: _Array) -> np.ndarray:
+    """The array that was pickled, over the bytes in `value`, which gives them up."""
+    state, value.state = value.state, ()
+    if not isinstance(state, tuple) or len(state) != 5:
+        raise _ArrayError("an array without content")
+    _, shape, dtype, fortran, data = state
     if not isinstance(dtype, _Dtype) or not _is_shape(shape):
-        raise _ArrayError(f"an array with the shape {shape!r}")
-    if isinstance(data, str):  # Python 2's bytes, read as latin1
+        raise _ArrayError(f"an array with the shape {shown(shape)}")
+    if isinstance(data, str):  # bytes, read as latin1
         data = data.encode("latin1")
     expected = math.prod(shape) * dtype.checked().itemsize
     if not isinstance(data, (bytes, bytearray)) or len(data) != expected:
-        raise _ArrayError(f"an array whose bytes do not fill its shape {shape}")
+        raise _ArrayError(f"an array whose bytes do not fill its shape {shown(shape)}")
     return np.frombuffer(data, dtype.checked()).reshape(shape, order="F" if fortran else "C")
 
 
 def _is_shape(shape: object) -> bool:
-    return isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)
+    return (
+        isinstance(shape, tuple)
+        and len(shape) <= MAX_DIMS
+        and all(type(side) is int and 0 <= side < 2**63 for side in shape)
+    )
 
 
-def _join(arrays: dict[str, np.ndarray], slices: object) -> dict[str, np.ndarray]:
+def _join(tensors: dict[str, Tensor], slices: object) -> dict[str, Tensor]:
     """Put arrays together that paddle has cut; `slices` is {name: {"OriginShape": shape, "slices": [part names]}}."""
     if not isinstance(slices, Mapping):
         raise _ArrayError(f"{SLICES} is no dict")
     for key, info in slices.items():
         try:
-            parts, shape = [arrays.pop(part) for part in info["slices"]], tuple(info["OriginShape"])
-            arrays[key] = np.concatenate(parts).reshape(shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _ArrayError(f"the slices of {key!r} do not fit together ({type(error).__name__}: {error})") from error
-    return arrays
+            parts, shape = [tensors.pop(part) for part in info["slices"]], tuple(info["OriginShape"])
+            tensors[_name(key)] = torch.cat(parts).reshape(shape)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _ArrayError(
+                f"the slices of {shown(key)} do not fit together ({type(error).__name__}: {first_line(error)})"
+            ) from error
+    return tensors
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -180,5 +230,5 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def _name(key: object) -> str:
     if not isinstance(key, str):
-        raise _ArrayError(f"the name {key!r}")
+        raise _ArrayError(f"the name {shown(key)}")
     return key

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from .._errors import SegzooError, WeightsError
+from .._errors import SegzooError, UnreadableError, WeightsError
 from ..models.base import Encoder, FeaturePyramid, Model, WeightsState
 from ..models.family import VARIANTS
 from ..models.rows import PretrainedCfg
@@ -34,6 +34,7 @@ def create_model(
     in_chans: int | None = ...,
     features_only: Literal[False] = ...,
     out_indices: None = ...,
+    force_download: bool = ...,
     **cfg_overrides: Any,
 ) -> Model: ...
 
@@ -50,6 +51,7 @@ def create_model(
     in_chans: int | None = ...,
     features_only: Literal[True],
     out_indices: int | Sequence[int] | None = ...,
+    force_download: bool = ...,
     **cfg_overrides: Any,
 ) -> FeaturePyramid: ...
 
@@ -65,6 +67,7 @@ def create_model(
     in_chans: int | None = None,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
+    force_download: bool = False,
     **cfg_overrides: Any,
 ) -> Model | FeaturePyramid:
     """Build a model by name, optionally with weights. Names and order of the arguments are timm's.
@@ -91,6 +94,7 @@ def create_model(
             or tiled and rescaled (others).
         features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
         out_indices: with `features_only`, which maps (0 = finest); a number n means the last n.
+        force_download: fetch the weights anew even if they are in the cache.
         **cfg_overrides: fields of the family's config, such as `drop_path_rate`; a dict replaces single fields of a
             nested config. What timm's models take is understood or refused by name (see `zoo.options.timm_options`),
             and an option that is None and cannot be None is as if not given.
@@ -108,6 +112,7 @@ def create_model(
         num_classes=num_classes,
         row=row,
         overlay={**fields, **(pretrained_cfg_overlay or {})},
+        force_download=force_download,
         options=cfg_overrides if in_chans is None else {**cfg_overrides, "in_chans": in_chans},
     )
     model = assemble(resolve(request))
@@ -167,6 +172,7 @@ class Request:
     num_classes: int | None = None
     row: PretrainedCfg | None = None  # in place of the one that the name stands for
     overlay: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the weights row
+    force_download: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the family's config
 
 
@@ -219,13 +225,29 @@ def _filled(recipe: Recipe) -> Model:
         load_weights(model, source.path, renew_classifier=recipe.num_classes is not None, adapt_in_chans=True)
         return model
     try:
-        model = build_with_weights(lambda: recipe.build(recipe.cfg), Path(source.path), keep_mapped=source.keep_mapped)
+        return _from_file(recipe, Path(source.path), source.keep_mapped)
     except WeightsError as error:
         if source.origin is None:
             raise
-        raise WeightsError(f"{recipe.name}: {error}. It came from {source.origin}") from error
+        unreadable = isinstance(error, UnreadableError)
+        path = source.again(Path(source.path), error) if unreadable and source.again else None
+        if path is None:
+            raise _with_origin(error, recipe, source.origin) from error
+    try:
+        return _from_file(recipe, path, source.keep_mapped)
+    except WeightsError as error:
+        raise _with_origin(error, recipe, source.origin) from error
+
+
+def _from_file(recipe: Recipe, path: Path, keep_mapped: bool) -> Model:
+    model = build_with_weights(lambda: recipe.build(recipe.cfg), path, keep_mapped=keep_mapped)
     model.mark_loaded(recipe.weights_state)
     return model
+
+
+def _with_origin(error: WeightsError, recipe: Recipe, origin: str) -> WeightsError:
+    renew = "; delete it, or pass force_download=True, to fetch it again" if isinstance(error, UnreadableError) else ""
+    return WeightsError(f"{recipe.name}: {error}. It came from {origin}{renew}")
 
 
 def _registered(request: Request) -> Recipe:
@@ -239,14 +261,17 @@ def _registered(request: Request) -> Recipe:
         if tag is None:
             raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
     name = f"{variant_name}.{tag}" if tag else variant_name
-    row = request.row or (rows[tag] if tag else next(iter(rows.values()), None))
+    named = rows[tag] if tag else next(iter(rows.values()), None)
+    row = named if request.row is None else request.row
     row = overlay_row(row, request.overlay)
-    trained = trained_cfg(variant_name, row) if row and (tag or request.row) else variant.cfg
+    trained = trained_cfg(variant_name, row) if row is not None and (tag or request.row is not None) else variant.cfg
     cfg = override(trained, timm_options(trained, request.options), variant_name)
     if request.checkpoint_path is not None:
         source = WeightsFile(request.checkpoint_path, by_hand=True)
+    elif request.pretrained and row is not None:
+        source = row_file(name, row, trained, force=request.force_download)
     else:
-        source = row_file(name, row, trained) if request.pretrained and row else None
+        source = None
     if request.num_classes is not None and (source is None or source.by_hand):
         cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
     return Recipe(
@@ -266,7 +291,7 @@ def _saved(request: Request) -> Recipe:
         raise SegzooError(
             f"{request.name} comes with its weights; leave out checkpoint_path, or build the model by its name"
         )
-    recipe = _of_config(request, *saved_files(request.name))
+    recipe = _of_config(request, *saved_files(request.name, force=request.force_download))
     if recipe.row is not None:
         say_terms(request.name, recipe.row)
     return recipe
@@ -276,7 +301,7 @@ def _of_config(request: Request, config_file: Path, source: WeightsFile | None) 
     """Of a saved model's config.json."""
     saved = read_config(config_file)
     check_num_classes(request.num_classes, saved.variant)
-    row = overlay_row(request.row or saved.pretrained_cfg, request.overlay)
+    row = overlay_row(saved.pretrained_cfg if request.row is None else request.row, request.overlay)
     return Recipe(
         name=saved.name,
         build=_builder_of(saved, f"{config_file} with the options given" if request.options else f"{config_file}"),

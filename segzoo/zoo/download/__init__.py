@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,13 @@ _log = logging.getLogger("segzoo")
 _said: set[str] = set()  # licence pages whose terms have been said in this process
 
 
-def row_file(name: str, row: PretrainedCfg, cfg: Any) -> WeightsFile:
+def row_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) -> WeightsFile:
     """The weights of a row, downloaded if need be.
 
     Args:
         name: "variant.tag", for messages and the repository of published weights.
         cfg: config that the weights of this row belong to; a published folder with another one is refused.
+        force: download them even if they are in the cache.
     """
     namespace = os.environ.get("SEGZOO_HUB_NAMESPACE", "")
     if row.state == "unpublished" and not namespace:
@@ -48,17 +50,31 @@ def row_file(name: str, row: PretrainedCfg, cfg: Any) -> WeightsFile:
     if row.state == "bundled":
         return WeightsFile(_bundled(_place(name, row, "file")))
     if row.state == "unpublished":
-        path = _published_file(namespace, name, row, cfg)
+        fetch = functools.partial(_published_file, namespace, name, row, cfg)
     elif row.state == "url":
         from .url import url_file
 
-        path = url_file(name, _place(name, row, "url"), row)
+        fetch = functools.partial(url_file, name, _place(name, row, "url"), row)
     else:
         from .hub import hub_file
 
         files = (row.hf_hub_filename,) if row.hf_hub_filename else HUB_FILES
-        path = hub_file(name, _place(name, row, "hf_hub_id"), files, row.hf_revision, row)
-    return WeightsFile(path, keep_mapped=True, origin=row.url or row.hf_hub_id or "the Hub")
+        fetch = functools.partial(hub_file, name, _place(name, row, "hf_hub_id"), files, row.hf_revision, row)
+    path = fetch(force=force)
+    # Where no hash is known, a file that cannot be read may have been damaged on its way.
+    again = functools.partial(_again, name, fetch) if row.state == "url" and row.sha256 is None else None
+    return WeightsFile(path, keep_mapped=True, origin=row.url or row.hf_hub_id or "the Hub", again=again)
+
+
+def _again(name: str, fetch: Callable[..., Path], path: Path, error: Exception) -> Path | None:
+    """A file of the cache that cannot be read is set aside and fetched anew; None where it may not be moved."""
+    from .cache import set_aside
+
+    aside = set_aside(path)
+    if aside is not None:
+        _log.warning("%s: %s. It was moved to %s and is downloaded again", name, error, aside)
+        return fetch()
+    return None
 
 
 def _place(name: str, row: PretrainedCfg, field: str) -> str:
@@ -72,9 +88,9 @@ def _place(name: str, row: PretrainedCfg, field: str) -> str:
     return place
 
 
-def _published_file(namespace: str, name: str, row: PretrainedCfg, cfg: Any) -> Path:
+def _published_file(namespace: str, name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) -> Path:
     """Weights that someone converted and put on the Hub in a namespace of his own."""
-    config, weights = saved_files(f"hf-hub:{namespace}/{name}", row)
+    config, weights = saved_files(f"hf-hub:{namespace}/{name}", row, force=force)
     saved = read_config(config)
     if saved.variant != name.partition(".")[0] or saved.cfg != cfg:
         raise WeightsError(
@@ -92,9 +108,9 @@ def _bundled(file: str) -> Path:
     return unpacked.enter_context(resources.as_file(resources.files("segzoo.weights") / file))
 
 
-def saved_files(name: str, row: PretrainedCfg | None = None) -> tuple[Path, WeightsFile]:
-    """config.json and the weights of "local-dir:/path" or "hf-hub:org/name@revision"."""
-    config = saved_config_file(name, row)
+def saved_files(name: str, row: PretrainedCfg | None = None, *, force: bool = False) -> tuple[Path, WeightsFile]:
+    """config.json and the weights of "local-dir:/path" or "hf-hub:org/name@revision"; `force`: of the Hub anew."""
+    config = saved_config_file(name, row, force=force)
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         folder = config.parent
@@ -103,15 +119,20 @@ def saved_files(name: str, row: PretrainedCfg | None = None) -> tuple[Path, Weig
     from .hub import hub_file
 
     # The weights of the same commit, even if the branch moves on in between.
-    weights = hub_file(name, place.partition("@")[0], HUB_FILES, config.parent.name, row)
+    weights = hub_file(name, place.partition("@")[0], HUB_FILES, config.parent.name, row, force=force)
     return config, WeightsFile(weights, keep_mapped=True)
 
 
-def saved_config_file(name: str, row: PretrainedCfg | None = None) -> Path:
+def saved_config_file(name: str, row: PretrainedCfg | None = None, *, force: bool = False) -> Path:
     """config.json alone of "local-dir:/path" or "hf-hub:org/name@revision"."""
     kind, _, place = name.partition(":")
     if kind == "local-dir":
-        folder = Path(place).expanduser()
+        try:
+            folder = Path(place).expanduser()
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{place} is no folder ({error}); save a model there with segzoo.save_pretrained"
+            ) from error
         if not folder.is_dir():
             raise WeightsError(f"{folder} is no folder; save a model there with segzoo.save_pretrained")
         return folder / CONFIG_NAME
@@ -119,7 +140,7 @@ def saved_config_file(name: str, row: PretrainedCfg | None = None) -> Path:
 
     repo_id, _, revision = place.partition("@")
     unchecked = dataclasses.replace(row, sha256=None, size=None) if row else None  # those are the weights'
-    return hub_file(name, repo_id, (CONFIG_NAME,), revision or None, unchecked)
+    return hub_file(name, repo_id, (CONFIG_NAME,), revision or None, unchecked, force=force)
 
 
 def say_terms(name: str, row: PretrainedCfg) -> None:

@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from filelock import FileLock
@@ -22,8 +23,15 @@ from filelock import FileLock
 from ..._errors import WeightsError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+BUSY = (429, 500, 502, 503, 504)  # what a server answers that may soon answer otherwise
+WAITS = (0.5, 1.0, 2.0)  # seconds before each further try
+# How files of weights begin; a page that asks to log in, answered in their place, does not.
+BEGINNINGS = {".pdparams": (b"\x80",), ".zip": (b"PK\x03\x04",)}
+PAGE = re.compile(rb"\s*<[!?a-z]", re.IGNORECASE)
 
 _log = logging.getLogger("segzoo")
+_Answer = TypeVar("_Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +62,35 @@ class Place(Protocol):
         """The file, if it is here and need not be asked for."""
         ...
 
-    def download(self) -> Path:
-        """Fetch it into the cache."""
+    def download(self, *, force: bool) -> Path:
+        """Fetch it into the cache, `force`d to even if it is there."""
         ...
 
 
-def obtain(place: Place) -> Path:
-    """The file, from the cache or downloaded once however many threads and processes want it; always checked."""
+def obtain(place: Place, *, force: bool = False) -> Path:
+    """The file, from the cache or downloaded once however many threads and processes want it; always checked.
+
+    Args:
+        force: download it even if it is here.
+    """
     wanted = place.wanted
-    path = place.cached()
+    path = None if force else place.cached()
     if path is not None and problem_of(path, wanted) is None:
         return path
     with _locked(wanted):
-        path = place.cached()  # another process may have downloaded it meanwhile
+        path = None if force else place.cached()  # another process may have downloaded it meanwhile
         if path is not None:
             problem = problem_of(path, wanted)
             if problem is None:
                 return path
-            _remove(path)
+            _remove(path, wanted, problem)
             _log.warning(
                 "%s: the cached file %s %s; it was removed and is downloaded again", wanted.name, path, problem
             )
-        path = place.download()
+        path = place.download(force=force)
         problem = problem_of(path, wanted)
         if problem is not None:
-            _remove(path)
+            _remove(path, wanted, problem)
             raise wanted.error(
                 f"the downloaded file {problem}, so it was removed",
                 "try again; if it stays so, the file at its source is not the recorded one and must not be trusted",
@@ -86,9 +98,41 @@ def obtain(place: Place) -> Path:
     return path
 
 
+def set_aside(path: Path) -> Path | None:
+    """Take a file that cannot be read out of the cache and keep it; returns where, None where nothing may be moved."""
+    aside = path.with_name(f"{path.name}.unreadable")
+    try:
+        path.replace(aside)
+    except OSError:
+        return None
+    return aside
+
+
 def cache_dir() -> Path:
     """Where segzoo keeps files from URLs and what it has checked: SEGZOO_CACHE, or under the torch hub's directory."""
-    return Path(os.environ.get("SEGZOO_CACHE") or Path(torch.hub.get_dir()) / "segzoo").expanduser()
+    folder = os.environ.get("SEGZOO_CACHE")
+    try:
+        return Path(folder or Path(torch.hub.get_dir()) / "segzoo").expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise WeightsError(f"SEGZOO_CACHE={folder} is no folder ({error}); set it to one") from error
+
+
+def patiently(wanted: Wanted, ask: Callable[[], _Answer], status_of: Callable[[Exception], int | None]) -> _Answer:
+    """What `ask` returns, asked again after a while where the server is busy; each wait is said.
+
+    Args:
+        status_of: the server's answer that an exception of `ask` stands for, None if it stands for none.
+    """
+    for wait in WAITS:
+        try:
+            return ask()
+        except Exception as error:
+            status = status_of(error)
+            if status not in BUSY:
+                raise
+            _log.warning("%s: the server answered %d; trying again in %.1f s", wanted.name, status, wait)
+            time.sleep(wait)
+    return ask()
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------
@@ -103,10 +147,10 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
         return "has vanished"
     if wanted.size is not None and state.st_size != wanted.size:
         return f"has {state.st_size} bytes instead of {wanted.size}"
-    # The Hub's cache names a large file by its sha256.
-    expected = wanted.sha256 or (real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None)
+    # The Hub's cache names a large file by its sha256, and a small one by the hash that git gives it.
+    expected = wanted.sha256 or (real.name if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", real.name) else None)
     if expected is None:
-        return None
+        return _strange_beginning(real)
     known = {"path": str(real), "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": expected}
     memory = cache_dir() / "verified" / f"{digest_of_text(str(real))}.json"
     try:
@@ -114,9 +158,10 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
             return None
     except (OSError, ValueError):
         pass  # not checked yet
-    digest = _sha256(real)
+    kind = "sha256" if len(expected) == 64 else "git hash"
+    digest = _digest(real, hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % state.st_size))
     if digest != expected:
-        return f"has sha256 {digest} instead of {expected}"
+        return f"has {kind} {digest} instead of {expected}"
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         scratch = memory.with_name(f"{memory.name}.{os.getpid()}.{threading.get_ident()}")
@@ -132,19 +177,36 @@ def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path, digest: Any) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _remove(path: Path) -> None:
+def _strange_beginning(path: Path) -> str | None:
+    """Of a file that no hash is known of: that it is no weights file at all, None if it may be one."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    if PAGE.match(start) and b"\0" not in start:
+        return "is a web page, perhaps one that asks to log in, and no weights file"
+    beginnings = BEGINNINGS.get(path.suffix)
+    if beginnings is not None and not start.startswith(beginnings):
+        return f"does not begin as a {path.suffix} file does"
+    return None
+
+
+def _remove(path: Path, wanted: Wanted, problem: str) -> None:
     """Take a wrong file out of use: the name in the cache, and the file that it points to."""
     real = path.resolve()
-    path.unlink(missing_ok=True)
-    real.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+        real.unlink(missing_ok=True)
+    except OSError as error:
+        raise wanted.error(
+            f"the cached file {path} {problem}, and it cannot be removed ({error})",
+            "delete it by hand, or set HF_HOME or SEGZOO_CACHE to a folder that you may write to",
+        ) from error
 
 
 # --- lock -----------------------------------------------------------------------------------------------------------
@@ -158,7 +220,11 @@ def _locked(wanted: Wanted) -> Iterator[None]:
         lock = FileLock(path)
         lock.acquire()
     except OSError as error:
-        raise disk_error(wanted, error, cache_dir(), "SEGZOO_CACHE") from error
+        if error.errno not in READ_ONLY:
+            raise disk_error(wanted, error, cache_dir(), "SEGZOO_CACHE") from error
+        _log.debug("%s cannot be written (%s); what is cached is used without a lock", path, error)
+        yield
+        return
     try:
         yield
     finally:

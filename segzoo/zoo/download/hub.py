@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import logging
 import re
@@ -13,9 +14,8 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from ..._errors import WeightsError
-from ..checkpoint import first_line
-from .cache import DISK_FULL, Wanted, check_room, disk_error, obtain, offline_error
+from ..._errors import WeightsError, first_line
+from .cache import DISK_FULL, Wanted, check_room, disk_error, obtain, offline_error, patiently
 
 if TYPE_CHECKING:
     from ...models.rows import PretrainedCfg
@@ -23,26 +23,37 @@ if TYPE_CHECKING:
 _log = logging.getLogger("segzoo")
 
 
-def hub_file(name: str, repo_id: str, files: Sequence[str], revision: str | None, row: PretrainedCfg | None) -> Path:
+def hub_file(
+    name: str,
+    repo_id: str,
+    files: Sequence[str],
+    revision: str | None,
+    row: PretrainedCfg | None,
+    *,
+    force: bool = False,
+) -> Path:
     """The first of `files` that a repository has, in the Hub's cache.
 
     Args:
         name: of the model, for messages.
         revision: full commit id, branch or tag; None follows "main".
         row: knows the file's licence and, where recorded, its sha256 and size.
+        force: download it even if it is there.
     """
     revision = revision or "main"
     wanted = Wanted(
         name=name,
         file=" or ".join(files),
         source=f"{repo_id} @ {revision}",
-        terms=(row and row.license_url) or f"{constants.ENDPOINT}/{repo_id}",
+        terms=(row.license_url if row else None) or f"{constants.ENDPOINT}/{repo_id}",
         sha256=row.sha256 if row else None,
         size=row.size if row else None,
     )
     try:
-        return obtain(HubFile(wanted, repo_id, tuple(files), revision))
-    except errors.HFValidationError as error:
+        return obtain(HubFile(wanted, repo_id, tuple(files), revision), force=force)
+    except WeightsError:
+        raise
+    except (ValueError, OSError) as error:  # a name that is none for the client, or for the disk
         raise wanted.error(first_line(error), "write the repository as organisation/name") from error
 
 
@@ -60,19 +71,16 @@ class HubFile:
         is_commit = re.fullmatch("[0-9a-f]{40}", self.revision) is not None
         return self._probe() if is_commit or constants.HF_HUB_OFFLINE else None
 
-    def download(self) -> Path:
-        downloading = False
+    def download(self, *, force: bool = False) -> Path:
+        progress = _Progress()
         try:
-            file, size = self._locate()
-            check_room(self.wanted, size, Path(constants.HF_HUB_CACHE), "HF_HOME")
-            downloading = True
-            return Path(huggingface_hub.hf_hub_download(self.repo_id, file, revision=self.revision))
+            return patiently(self.wanted, lambda: self._fetch(force, progress), _status_of)
         except (WeightsError, errors.HFValidationError):
             raise
         except Exception as error:
-            path = self._probe() if _is_unreachable(error) else None
+            path = self._probe() if _is_unreachable(error) and not force else None
             if path is None:
-                raise _refusal(self.wanted, self.repo_id, _Failure.of(error, downloading)) from error
+                raise _refusal(self.wanted, self.repo_id, _Failure.of(error, progress.downloading)) from error
             _log.warning(
                 "%s: %s cannot be asked (%s); the cached copy is used",
                 self.wanted.name,
@@ -80,6 +88,14 @@ class HubFile:
                 first_line(error),
             )
             return path
+
+    def _fetch(self, force: bool, progress: _Progress) -> Path:
+        progress.downloading = False
+        file, size = self._locate()
+        check_room(self.wanted, size, Path(constants.HF_HUB_CACHE), "HF_HOME")
+        progress.downloading = True
+        path = huggingface_hub.hf_hub_download(self.repo_id, file, revision=self.revision, force_download=force)
+        return Path(path)
 
     def _probe(self) -> Path | None:
         for file in self.files:
@@ -102,10 +118,23 @@ class HubFile:
         return huggingface_hub.get_hf_file_metadata(url).size
 
 
+@dataclasses.dataclass
+class _Progress:
+    """How far an attempt has come."""
+
+    downloading: bool = False  # the file itself is on its way
+
+
+def _status_of(error: Exception) -> int | None:
+    """The status that the Hub answered, if it answered at all."""
+    return _Failure.of(error, False).status
+
+
 def _is_unreachable(error: Exception) -> bool:
     """No answer from the server, or none that says anything about the file."""
     if isinstance(error, errors.HfHubHTTPError):
-        return error.response is not None and error.response.status_code >= 500
+        status = error.response.status_code if error.response is not None else 0
+        return status >= 500 or status == 429
     return not isinstance(error, errors.EntryNotFoundError)
 
 
@@ -198,7 +227,8 @@ def _refusal(wanted: Wanted, repo_id: str, failure: _Failure) -> WeightsError:
     page = f"{constants.ENDPOINT}/{repo_id}"
     manually = f"or download the file elsewhere from {page} and pass it as checkpoint_path="
     for cause in failure.causes:
-        if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
+        of_disk = isinstance(cause, (PermissionError, NotADirectoryError, FileExistsError))
+        if of_disk or (isinstance(cause, OSError) and cause.errno in (*DISK_FULL, errno.EROFS)):
             return disk_error(wanted, cause, Path(constants.HF_HUB_CACHE), "HF_HOME")
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return offline_error(wanted, manually)

@@ -6,6 +6,7 @@ import dataclasses
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,19 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from ..._version import __version__
-from .cache import Wanted, cache_dir, check_room, digest_of_text, disk_error, obtain, offline_error
+from .cache import Wanted, cache_dir, check_room, digest_of_text, disk_error, obtain, offline_error, patiently
 
 if TYPE_CHECKING:
     from ...models.rows import PretrainedCfg
 
 
-def url_file(name: str, url: str, row: PretrainedCfg) -> Path:
+def url_file(name: str, url: str, row: PretrainedCfg, *, force: bool = False) -> Path:
     """The file of a URL, in segzoo's cache.
 
     Args:
         name: of the model, for messages.
         row: knows the file's licence and, where recorded, its name, sha256 and size.
+        force: download it even if it is there.
     """
     wanted = Wanted(
         name=name,
@@ -34,7 +36,7 @@ def url_file(name: str, url: str, row: PretrainedCfg) -> Path:
         sha256=row.sha256,
         size=row.size,
     )
-    return obtain(UrlFile(wanted, cache_dir() / "files" / f"{digest_of_text(url)}-{wanted.file}"))
+    return obtain(UrlFile(wanted, cache_dir() / "files" / f"{digest_of_text(url)}-{wanted.file}"), force=force)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,9 @@ class UrlFile:
     def cached(self) -> Path | None:
         return self.path if self.path.exists() else None
 
-    def download(self) -> Path:
+    def download(self, *, force: bool = False) -> Path:
+        if constants.HF_HUB_OFFLINE:
+            raise offline_error(self.wanted, self._manually)
         with self._request() as response:
             received = self._receive(response)
         return self._finish(received)
@@ -73,8 +77,6 @@ class UrlFile:
 
     def _request(self) -> Any:
         """The server's response, for the rest of the file where its beginning is here."""
-        if constants.HF_HUB_OFFLINE:
-            raise offline_error(self.wanted, self._manually)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             start = self.partial.stat().st_size if self.partial.exists() and self.tag.exists() else 0
@@ -82,30 +84,36 @@ class UrlFile:
             headers = {"Range": f"bytes={start}-", "If-Range": self.tag.read_text()} if start else {}
         except OSError as error:
             raise disk_error(self.wanted, error, self.path.parent, "SEGZOO_CACHE") from error
-        request = urllib.request.Request(self.wanted.source, headers={"User-Agent": f"segzoo/{__version__}", **headers})
         try:
-            return urllib.request.urlopen(request, timeout=30)
+            return patiently(self.wanted, lambda: self._open(headers), lambda error: getattr(error, "code", None))
         except urllib.error.HTTPError as error:
-            error.close()
             if error.code == 416:  # more was kept than there is
                 self.partial.unlink(missing_ok=True)
             raise self.wanted.error(
                 f"the server answered {error.code} {error.reason}", f"try again later, {self._manually}"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last: an address that is none
             reason = getattr(error, "reason", error)
             raise self.wanted.error(
                 f"the server cannot be reached ({type(error).__name__}: {reason})",
                 f"check the network and the proxy, {self._manually}",
             ) from error
 
+    def _open(self, headers: Mapping[str, str]) -> Any:
+        request = urllib.request.Request(self.wanted.source, headers={"User-Agent": f"segzoo/{__version__}", **headers})
+        try:
+            return urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
+
     def _receive(self, response: Any) -> Received:
         """Write the body into the partial file, behind what it holds where the server goes on from there."""
-        length = response.headers.get("Content-Length")
+        length = response.headers.get("Content-Length", "")
         version = response.headers.get("ETag", "")
         try:
             start = self.partial.stat().st_size if response.status == 206 else 0
-            total = start + int(length) if length else None
+            total = start + int(length) if length.isdecimal() else None
             check_room(self.wanted, total - start if total else None, self.path.parent, "SEGZOO_CACHE")
             if version and not version.startswith("W/"):
                 self.tag.write_text(version)
