@@ -2,6 +2,7 @@
 #   make PYTHON=python3.12 test     another interpreter (3.10 or newer)
 #   make PYTEST_ARGS='-k labels -x' test
 #   make WORKERS=8 test                 more processes, of one thread each
+#   make mutants MUTANTS='mit.py vit.py'   only the faults of these files
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest check format index wheel wheel-test clean
+.PHONY: help demo test test-slow test-oldest mutants fuzz check format index wheel wheel-test clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -51,6 +52,13 @@ test: $(VENV)/.stamp-test  ## the fast tests
 # One process: the largest models take several gigabytes each.
 test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them does no test find?
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
+
+# Files that break the promise are kept, and named.
+fuzz: $(VENV)/.stamp-test  ## hostile files into every reader, N=1000 each: does anything but a refusal come out?
+	SEGZOO_FUZZ_CASES=$(or $(N),1000) $(BIN)/python -m pytest -m slow -s tests/fuzz $(PYTEST_ARGS)
 
 # An environment of its own, of several gigabytes; torch 2.4 needs Python 3.12 or older.
 test-oldest:  ## the fast tests with the oldest torch and timm that pyproject.toml allows

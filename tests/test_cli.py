@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -53,11 +52,8 @@ def test_help_loads_no_torch():
         assert verb in result.stdout
 
 
-def test_help_is_quick():
-    run("--help")
-    start = time.perf_counter()
-    assert run("--help").returncode == 0
-    assert time.perf_counter() - start < 5  # 0.05 s alone; the bound only catches an import of torch on a busy machine
+def test_help_of_the_module():
+    assert "segzoo" in run("--help").stdout
 
 
 def test_import_segzoo_loads_no_torch():

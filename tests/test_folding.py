@@ -254,6 +254,13 @@ def test_a_plan_that_is_set_stays_set():
     assert not segzoo.plans.current_plan(segzoo.fold(model)).is_neutral
 
 
+@pytest.mark.parametrize("name", ["test_edaformer", "test_rtformer"])
+def test_a_folded_model_is_frozen(name):
+    folded = segzoo.fold(segzoo.create_model(name).eval())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert not any(part.training for part in folded.modules())
+
+
 def test_training_is_refused():
     model = segzoo.create_model("test_rtformer")
     with pytest.raises(SegzooError, match=r"model\.eval\(\)"):

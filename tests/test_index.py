@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -134,6 +135,19 @@ def test_families_of_the_user_are_listed(own_family):
     assert segzoo.list_models("own*", pretrained=True) == ["own_tiny.roofs"]
     index.check_name("own_tiny.roofs")
     assert segzoo.create_model("own_tiny").name == "own_tiny"
+
+
+def test_a_name_is_registered_once(own_family):
+    with pytest.raises(segzoo.SegzooError, match="family other: own_tiny already registered"):
+        families.register_family(dataclasses.replace(families.FAMILIES["own"], name="other"))
+    assert "other" not in families.FAMILIES
+    assert families.VARIANTS["own_tiny"].name == "own"
+
+
+def test_names_are_in_natural_order(monkeypatch):
+    models = {f"net_b{i}": index.ListedModel(family="net") for i in (10, 9, 1, 2)}
+    monkeypatch.setattr(index, "known_models", lambda: models)
+    assert segzoo.list_models() == ["net_b1", "net_b2", "net_b9", "net_b10"]
 
 
 def test_saved_models_pass_the_check_of_names():

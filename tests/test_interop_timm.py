@@ -209,6 +209,18 @@ def test_options():
         timm.create_model("eft_t", num_clases=7)
 
 
+def test_the_head_has_dropout():
+    """In training mode only, on the pooled features: what is dropped there is no class's evidence."""
+    torch.manual_seed(0)
+    model = timm.create_model("eft_t", drop_rate=0.5, drop_path_rate=0.0, depths=(1, 1, 1, 1), num_classes=3)
+    with torch.no_grad():
+        assert not torch.equal(model(RGB), model(RGB))
+        model.head_drop.p = 0.0
+        assert torch.equal(model(RGB), model(RGB))
+        model.head_drop.p = 0.5
+        assert torch.equal(model.eval()(RGB), model(RGB))
+
+
 @pytest.mark.parametrize("name", bridge.MODELS)
 def test_every_name_builds_without_memory(name):
     with torch.device("meta"):  # as smp does first

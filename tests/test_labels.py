@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -24,6 +25,50 @@ COUNTS = {
     "scenes": (13, 13),
     "voc": (21, 21),
 }
+
+# name -> sha256 of its names and colours: whoever changes one says so here, and says in the change why.
+DIGESTS = {
+    "ade20k": "f8f1fbe2e61e446c3dcd276468903119",
+    "camvid": "17d8e59fb68d83828ae7d006a4d3a004",
+    "cityscapes": "fdc2c09f612a02c029416031d41804eb",
+    "coco_stuff": "d0aafa5b5c8d7713583f9c02c2aa2af8",
+    "pascal_context_59": "393ab99eafd5609fadde524bdb9e5833",
+    "pascal_context_60": "4e63a0804d03b58d37070759bee37663",
+    "scenes": "bfaaecf55c643b7414091eda3c09cc77",
+    "voc": "3d61c831cd0012d427e887e301f8df99",
+}
+# As the data sets' own pages and tools have them.
+CITYSCAPES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+ADE20K = {
+    "wall": (120, 120, 120),
+    "building": (180, 120, 120),
+    "sky": (6, 230, 230),
+    "floor": (80, 50, 50),
+    "tree": (4, 200, 3),
+    "ceiling": (120, 120, 80),
+    "road": (140, 140, 140),
+}
+VOC = {"background": (0, 0, 0), "aeroplane": (128, 0, 0), "bicycle": (0, 128, 0), "bird": (128, 128, 0)}
 
 
 def make(**changes: object) -> LabelSet:
@@ -78,6 +123,20 @@ def test_unknown_name_lists_the_valid_ones() -> None:
 def test_only_exact_names_load(name: str) -> None:
     with pytest.raises(ValueError, match="unknown label set"):
         load_labels(name)
+
+
+@pytest.mark.parametrize("name", list_labels())
+def test_no_name_and_no_colour_has_changed(name: str) -> None:
+    labels = load_labels(name)
+    text = json.dumps([labels.classes, labels.palette])
+    assert hashlib.sha256(text.encode()).hexdigest()[:32] == DIGESTS[name]
+
+
+@pytest.mark.parametrize(("name", "first"), [("cityscapes", CITYSCAPES), ("ade20k", ADE20K), ("voc", VOC)])
+def test_names_and_colours_are_those_of_the_data_set(name: str, first: dict[str, tuple[int, int, int]]) -> None:
+    labels = load_labels(name)
+    assert labels.classes[: len(first)] == tuple(first)
+    assert labels.palette[: len(first)] == tuple(first.values())
 
 
 def test_order_and_colours_at_known_places() -> None:

@@ -278,6 +278,15 @@ def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
         read_pdparams(write(tmp_path, data.replace(b"K\x04\x85", b"K\x05\x85")))
 
 
+def test_an_array_of_negative_sides_is_refused(tmp_path):
+    """(-2, -2) has four elements, as the bytes have, and is no shape."""
+    data = pickle.dumps({"w": np.arange(4, dtype=np.float32).reshape(2, 2)}, protocol=2)
+    two, minus_two = b"K\x02K\x02\x86", b"J\xfe\xff\xff\xffJ\xfe\xff\xff\xff\x86"
+    assert data.count(two) == 1
+    with pytest.raises(WeightsError, match=r"an array with the shape \(-2, -2\)"):
+        read_pdparams(write(tmp_path, data.replace(two, minus_two)))
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_truncated_files_are_refused(tmp_path, protocol):
     data = pickle.dumps(STATE, protocol=protocol)

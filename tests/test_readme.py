@@ -54,37 +54,128 @@ def test_links_lead_somewhere(file):
     assert (ROOT / file).is_file()
 
 
+def figure(line: str) -> list[str]:
+    """The cells of README's one line that begins with `line`."""
+    found = re.findall(rf"^\| {re.escape(line)} \| (.*) \|$", README, flags=re.MULTILINE)
+    assert len(found) == 1, line
+    return found[0].split(" | ")
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """(label, 0.1234) of "label 0.1234, another: 0.5678", in their order."""
+    found = re.findall(r"(?:^|, |; )([^,;]+?):? (0\.\d{4})", text)
+    assert len(found) == len(re.findall(r"0\.\d{4}", text)), text
+    return found
+
+
+def tables() -> list[list[str]]:
+    """The body rows of every table of README, by their order."""
+    found = re.findall(r"^\|[-|]+\|\n((?:^\|.*\|\n)+)", README, flags=re.MULTILINE)
+    return [table.splitlines() for table in found]
+
+
+def test_every_table_is_compared_here():
+    """The families, and then the accuracy, the short trainings, the speed and the merging."""
+    assert [len(table) for table in tables()] == [4, 4, 5, 4, 6]
+
+
 def test_accuracy_table_is_the_measured_one():
+    presets = ("base", "decoder", "optimal", "fast")
     rows = {row["reduction"]: row for row in measured("scenes_edaformer_t.scenes_256x512_cpu1")}
-    for preset in ("base", "decoder", "optimal", "fast"):
+    for preset in presets:
         row = rows[preset]
-        values = f"{float(row['miou']):.4f} | {float(row['small_class_miou']):.4f} | {float(row['gmacs']):.3f}"
-        assert f"| {preset} | {values} | {float(row['time_ratio']):.2f} |" in README
+        values = [f"{float(row['miou']):.4f}", f"{float(row['small_class_miou']):.4f}", f"{float(row['gmacs']):.3f}"]
+        assert figure(preset) == [*values, f"{float(row['time_ratio']):.2f}"]
+    assert [line.split(" | ")[0] for line in tables()[1]] == [f"| {preset}" for preset in presets]
+    # The demo prints the same cost.
+    demo = re.findall(r"^(\w+) +0\.\d{4}  (\d\.\d{3})  ", README, flags=re.MULTILINE)
+    assert demo == [(preset, f"{float(rows[preset]['gmacs']):.3f}") for preset in presets]
+
+
+LATENCY = {
+    "segzoo": "segzoo",
+    "segzoo, folded": "segzoo folded",
+    "segzoo, folded, optimal": "segzoo folded, optimal",
+    "segzoo, folded, fast": "segzoo folded, fast",
+}
+
+
+def test_speed_table_is_the_measured_one():
+    rows = {row["form"]: row for row in measured("latency_edaformer_t_512x512_cpu1")}
+    written = [tuple(line.strip("| ").split(" | ")) for line in tables()[3]]
+    assert written == [(label, f"{float(rows[form]['speed_up_median']):.2f}") for label, form in LATENCY.items()]
+
+
+FORMS = [("materialised", "hq"), ("materialised", "fast"), ("fused", "none"), ("fused", "fast")]
+FORMS += [("fused folded", "none"), ("fused folded", "hq"), ("fused folded", "fast")]
+
+
+def merging(size: str, pixels: str, mode: str) -> dict[tuple[str, str], dict[str, str]]:
+    table = measured(f"merging_segformer_{size.lower()}_{pixels}_{mode}_cpu1")
+    return {(row["implementation"], row["reduction"]): row for row in table}
 
 
 def test_merging_table_is_the_measured_one():
-    forms = [("materialised", "hq"), ("materialised", "fast"), ("fused", "none"), ("fused", "fast")]
-    forms += [("fused folded", "none"), ("fused folded", "hq"), ("fused folded", "fast")]
+    header = "| | original, hq | original, fast | segzoo | segzoo, fast | folded | folded, hq | folded, fast |"
+    assert header in README
     lines = re.findall(r"^\| (B\d), (\d+x\d+) \| (.*) \|$", README, flags=re.MULTILINE)
-    assert len(lines) >= 5
+    assert len(lines) == len(tables()[4]) == 6
     for size, pixels, values in lines:
-        table = measured(f"merging_segformer_{size.lower()}_{pixels}_infer_cpu1")
-        rows = {(row["implementation"], row["reduction"]): row for row in table}
-        assert values.split(" | ") == [f"{float(rows[form]['speed_up_over_materialised']):.2f}" for form in forms]
+        rows = merging(size, pixels, "infer")
+        assert values.split(" | ") == [f"{float(rows[form]['speed_up_over_materialised']):.2f}" for form in FORMS]
 
 
-@pytest.mark.parametrize(
-    ("line", "file"),
-    [
-        ("SegFormer-B0", "scenes_segformer_b0_256x512_cpu1"),
-        ("the same, input shrunk instead", "scenes_segformer_b0_256x512_x0.7_cpu1"),
-        ("the same, input shrunk instead", "scenes_segformer_b0_256x512_x0.5_cpu1"),
-        ("RTFormer-Slim, grid 12", "scenes_rtformer_slim_256x512_cpu1"),
-        ("SegViT-Small", "scenes_segvit_small_256x512_cpu1"),
-        ("the same, one third of the blocks", "scenes_segvit_small_256x512_cpu1"),
+def test_figures_of_a_training_step_are_the_measured_ones():
+    large, small = merging("B2", "1024x1024", "train"), merging("B2", "512x512", "train")
+    gib = [f"{float(large[form, 'none']['peak_mib']) / 1024:.1f} GiB" for form in ("materialised", "fused")]
+    speeds = [
+        f"{float(rows['fused', reduction]['speed_up_over_materialised']):.2f}"
+        for rows in (large, small)
+        for reduction in ("none", "fast")
+    ]
+    text = " ".join(README.split())
+    assert (
+        f"takes {gib[0]} with the original's attention and {gib[1]} with segzoo's, which is {speeds[0]} times as fast, "
+        f'with "fast" in place {speeds[1]} times; at 512x512 {speeds[2]} and {speeds[3]} times.' in text
+    )
+
+
+HALF_MERGED = '{"encoder": {"type": "Bipartite", "ratio": 0.5, "stride": 2}}'
+# Line of README -> of each of its figures, in their order: the label, the file, and the reduction there.
+SHORT_TRAININGS = {
+    "SegFormer-B0": [
+        *((label, "scenes_segformer_b0_256x512_cpu1", label) for label in ("none", "hq", "fast", "n2d", "isr")),
+        ("keys and values pooled by 2", "scenes_segformer_b0_256x512_cpu1", '{"encoder": 2}'),
     ],
-)
-def test_accuracies_of_short_trainings_are_the_measured_ones(line, file):
-    found = {f"{float(row['miou']):.4f}" for row in measured(file)}
-    written = set(re.findall(r"0\.\d{4}", re.search(rf"^\| {line} \| (.*) \|$", README, flags=re.MULTILINE)[1]))
-    assert found <= written or written <= found
+    "the same, input shrunk instead": [
+        ("to 0.7 of its sides", "scenes_segformer_b0_256x512_x0.7_cpu1", "none"),
+        ("to 0.5", "scenes_segformer_b0_256x512_x0.5_cpu1", "none"),
+    ],
+    "RTFormer-Slim, grid 12": [(n, "scenes_rtformer_slim_256x512_cpu1", n) for n in ("1", "2", "3", "4", "8")],
+    "SegViT-Small": [
+        ("none", "scenes_segvit_small_256x512_cpu1", "none"),
+        ("pooled by 2", "scenes_segvit_small_256x512_cpu1", "2"),
+        ("by 4", "scenes_segvit_small_256x512_cpu1", "4"),
+        ("half of the tokens merged", "scenes_segvit_small_256x512_cpu1", HALF_MERGED),
+    ],
+    "the same, one third of the blocks": [
+        ("pooled by 2 in the first third", "scenes_segvit_small_256x512_cpu1", '{"encoder": [2, 1, 1]}'),
+        ("in the last", "scenes_segvit_small_256x512_cpu1", '{"encoder": [1, 1, 2]}'),
+    ],
+}
+
+
+@pytest.mark.parametrize("line", SHORT_TRAININGS)
+def test_accuracies_of_short_trainings_are_the_measured_ones(line):
+    expected = []
+    for label, file, reduction in SHORT_TRAININGS[line]:
+        (row,) = (row for row in measured(file) if row["reduction"] == reduction)
+        expected.append((label, f"{float(row['miou']):.4f}"))
+    assert pairs(figure(line)[0]) == expected
+
+
+def test_times_of_segvit_are_the_measured_ones():
+    rows = {row["reduction"]: row for row in measured("scenes_segvit_small_256x512_cpu1")}
+    by_2, by_4 = (f"{float(rows[n]['time_ratio']):.2f}" for n in ("2", "4"))
+    text = " ".join(README.split())
+    assert f"takes {by_2} of its time with keys and values pooled by 2, {by_4} by 4." in text

@@ -78,6 +78,22 @@ def test_features_only_gives_the_encoder():
         segzoo.create_model("test_edaformer", out_indices=(0,))
 
 
+@pytest.mark.parametrize(
+    ("overlay", "known"),
+    [
+        ({"hf_hub_id": "org/other"}, False),
+        ({"hf_revision": "main"}, False),
+        ({"mean": (0.5, 0.5, 0.5)}, True),
+        ({"hf_hub_id": "org/other", "sha256": "a" * 64, "size": 7}, True),
+    ],
+)
+def test_a_row_that_points_elsewhere_forgets_its_hash(overlay, known):
+    """Size and hash belong to the file that the row named, unless others are given with the place."""
+    row = resolve(Request(name="segformer_b0.nvidia_ade20k_512", overlay=overlay)).row
+    assert (row.sha256 is not None, row.size is not None) == (known, known)
+    assert row.sha256 == overlay.get("sha256", row.sha256)
+
+
 def test_a_row_that_says_nowhere_is_refused():
     overlay = {"state": "url", "url": None}
     with pytest.raises(SegzooError, match=r"'url' and has no url; give it with pretrained_cfg_overlay=\{'url': ...\}"):

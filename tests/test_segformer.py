@@ -365,6 +365,16 @@ def test_export_keeps_the_class_names():
     assert config["id2label"] == {0: "ground", 1: "roof"}
 
 
+def test_export_keeps_the_rates_of_training(tmp_path):
+    from transformers import SegformerConfig
+
+    model = segzoo.create_model("test_segformer", dropout=0.3, drop_path_rate=0.25)
+    read = SegformerConfig.from_pretrained(save_for_transformers(model, tmp_path))
+    assert (read.classifier_dropout_prob, read.drop_path_rate) == (0.3, 0.25)
+    # Neither has any in its attention or feed-forward layers, where transformers would have by its own defaults.
+    assert (read.hidden_dropout_prob, read.attention_probs_dropout_prob) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("segformer_b0", {"decoder": "segformerpp"}), ("edaformer_t", {}), ("mit_b0", {"num_classes": 0})],
@@ -464,6 +474,7 @@ def test_presets_are_the_released_settings():
         "fast": ((fast, fast, neutral, neutral), (neutral, neutral, fast, fast)),
         "n2d": ((neutral,) * 4, (pool,) * 4),
         "isr": ((segzoo.Pool(2), segzoo.Pool(2), neutral, neutral), (neutral,) * 4),
+        "isr_fast": ((segzoo.Pool(2),) * 4, (neutral,) * 4),  # [8, 4, 2, 1] becomes [16, 8, 4, 2]
     }.items():
         plan = model.set_inference_reduction(preset)
         assert tuple(plan[f"encoder.{i}"] for i in range(4)) == kv

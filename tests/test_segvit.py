@@ -635,6 +635,12 @@ def test_swin_features_are_timms():
             torch.testing.assert_close(own, theirs.permute(0, 3, 1, 2), rtol=0, atol=1e-5)
 
 
+def test_swin_shifts_the_windows_of_all_stages():
+    """Of 7 x 7 tokens every second block moves its windows by 3, the last stage's too; timm's own at 224 has none."""
+    shifts = [block.shift_size for layer in Swin(SwinConfig()).body.layers for block in layer.blocks]
+    assert shifts == [(0, 0), (3, 3)] * 6
+
+
 def test_original_swin_files_load_too():
     encoder = Swin(SwinConfig())
     state = {key.removeprefix("body."): tensor for key, tensor in encoder.state_dict().items()}

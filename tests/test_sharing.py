@@ -363,6 +363,26 @@ def test_nothing_is_left_by_halves(failing, tmp_path, monkeypatch):
     assert_same(old, restore(tmp_path / "old"))
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_no_moment_has_the_config_of_one_model_beside_the_weights_of_another(moved, tmp_path, monkeypatch):
+    """Killed between two renames: `moved` of the three files have come to their place."""
+    segzoo.save_pretrained(make(), tmp_path)
+    rename, done = Path.replace, []
+
+    def killed(self: Path, target: Path) -> Path:
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        segzoo.save_pretrained(make(seed=1), tmp_path)
+    assert "config.json" not in files(tmp_path)
+    with pytest.raises(segzoo.SegzooError, match="config.json"):
+        restore(tmp_path)
+
+
 def raiser(error: Exception):
     def fail(*_, **__):
         raise error

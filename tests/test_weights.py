@@ -15,6 +15,7 @@ from golden_data import golden_json, golden_state_dict
 from safetensors.torch import save_file
 
 import segzoo
+from segzoo.zoo.checkpoint import build_with_weights
 
 
 def fresh(name: str = "test_edaformer", seed: int = 0, **options):
@@ -102,6 +103,39 @@ def test_a_compiled_model_is_its_original(trained):
     assert same(model, trained)
 
 
+@pytest.mark.parametrize("how", ["checkpoint_path", "load_weights"])
+def test_tied_tensors_of_a_file_are_parameters_of_their_own(trained, tmp_path, how):
+    """Two names for one tensor in a .pth: training one parameter must not move the other."""
+    names = ("encoder.stages.0.norm.weight", "encoder.stages.0.blocks.0.norm1.weight")
+    shared = torch.randn(8)
+    path = tmp_path / "tied.pth"
+    torch.save({**trained.state_dict(), **dict.fromkeys(names, shared)}, path)
+    if how == "checkpoint_path":
+        model = segzoo.create_model("test_edaformer", checkpoint_path=path)
+    else:
+        segzoo.load_weights(model := fresh(), path)
+    one, other = (model.get_parameter(name) for name in names)
+    assert torch.equal(one, shared) and torch.equal(other, shared)
+    with torch.no_grad():
+        one.add_(1)
+    assert torch.equal(other, shared)
+
+
+@pytest.mark.parametrize("keep_mapped", [False, True])
+def test_tied_tensors_of_a_file_stay_apart_when_assigned(trained, tmp_path, keep_mapped):
+    """As files from a cache are read, whose tensors become the model's own."""
+    names = ("encoder.stages.0.norm.weight", "encoder.stages.0.blocks.0.norm1.weight")
+    path = tmp_path / "tied.pth"
+    torch.save({**trained.state_dict(), **dict.fromkeys(names, torch.randn(8))}, path)
+    model = build_with_weights(fresh, path, keep_mapped=keep_mapped)
+    one, other = (model.get_parameter(name) for name in names)
+    assert torch.equal(one, other)
+    before = other.clone()
+    with torch.no_grad():
+        one.add_(1)
+    assert torch.equal(other, before)
+
+
 def test_double_weights_lose_nothing():
     record = golden_json("eft_t_encoder")
     state = golden_state_dict(record["state_dict"])
@@ -157,6 +191,13 @@ def test_other_channels_keep_the_response(trained, tmp_path):
     grey = torch.randn(1, 1, 32, 32)
     single = segzoo.create_model("test_edaformer", checkpoint_path=path, in_chans=1).eval()
     double = segzoo.create_model("test_edaformer", checkpoint_path=path, in_chans=6).eval()
+    # The LayerNorm behind the convolution hides a wrong scale of the weight, so the weight itself is compared.
+    weight = "encoder.stages.0.patch_embed.proj.weight"
+    rgb = trained.state_dict()[weight]
+    torch.testing.assert_close(single.state_dict()[weight], rgb[:, :1] + rgb[:, 1:2] + rgb[:, 2:])
+    torch.testing.assert_close(double.state_dict()[weight], torch.cat([rgb, rgb], dim=1) / 2)
+    four = segzoo.create_model("test_edaformer", checkpoint_path=path, in_chans=4).state_dict()[weight]
+    torch.testing.assert_close(four, torch.cat([rgb, rgb[:, :1]], dim=1) * 3 / 4)
     with torch.no_grad():
         expected = trained(grey.expand(-1, 3, -1, -1))
         torch.testing.assert_close(single(grey), expected, rtol=1e-4, atol=1e-5)

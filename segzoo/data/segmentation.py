@@ -254,11 +254,15 @@ def _default_split(splits: Sequence[str]) -> str:
 
 def _list_file(path: Path, split: str | None, num_classes: int | None, reduce: bool | None) -> FileData:
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise SegzooError(f"{path} is no list of images and masks in UTF-8 ({error})") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         parts = line.split("\t") if "\t" in line else line.split()
-        if len(parts) != 2:
+        if len(parts) != 2 or "\0" in line:
             raise SegzooError(f"{path}, line {number}: an image and its mask are needed, parted by a blank or a tab")
         image, mask = (path.parent / part.strip() for part in parts)
         found.append(Pair(image, mask if mask.is_file() else None, MaskForm(""), parts[0].strip()))
@@ -307,7 +311,7 @@ def _labels(path: Path, values: dict[str, Any], num_classes: int | None) -> Labe
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SegzooError(f"{path} is no JSON file ({error})") from None
     if not isinstance(values, dict):
         raise SegzooError(f'{path} must hold an object, such as {{"classes": ["road", "car"]}}')
