@@ -75,10 +75,6 @@ class Engine:
         """Normalised images, float32 on the CPU -> what the model's `forward_head` returns, float32 on the CPU."""
         return self.upscaler.head_output_of(self.runner(x_BCHW), (x_BCHW.shape[2], x_BCHW.shape[3]))
 
-    def forward_head_of(self, x_BCHW: Tensor) -> Tensor:
-        """Normalised images -> scores (B, K, H, W) at input size."""
-        return self.upscaler.to_size(self.head_output(x_BCHW), x_BCHW.shape[2:])
-
     def set_inference_reduction(self, plan: object) -> Plan:
         """Refused: a plan is part of an engine."""
         raise SegzooError(

@@ -135,23 +135,32 @@ class Program:
     smallest: int  # side in pixels of the smallest image that it takes; of a fixed program its smaller side
 
 
-def fixed_sites(model: SegmentationModel) -> list[str]:
-    """The sites whose reduction ties a program to one number of tokens."""
-    return [site for site, entry in current_plan(model).items() if isinstance(entry, Bipartite)]
+def why_fixed(model: SegmentationModel) -> str | None:
+    """What ties a program of the model to one size of image, and the way out; None: nothing does."""
+    merging = [site for site, entry in current_plan(model).items() if isinstance(entry, Bipartite)]
+    way_out = "segzoo.compile records every size for itself"
+    if merging:
+        return (
+            f"the reduction merges by bipartite matching at {', '.join(merging)}, which no file of dynamic size can "
+            f"hold; use Neighbour2d (preset 'n2d') or Pool there, or {way_out}"
+        )
+    if not model.encoder.any_size_graph:
+        return (
+            f"torch cannot record the windows of {type(model.encoder).__name__} for images of any size in a file; take "
+            f"another encoder, or {way_out}"
+        )
+    return None
 
 
 def dynamic_program(form: HeadForm) -> Program:
     """A form with dynamic batch, height and width.
 
     Raises:
-        SegzooError: a plan whose matching fixes the number of tokens.
+        SegzooError: a plan or an encoder that fixes the size.
     """
-    merging = fixed_sites(form.model)
-    if merging:
-        raise SegzooError(
-            f"the reduction merges by bipartite matching at {', '.join(merging)}, which no file of dynamic size can "
-            "hold; use Neighbour2d (preset 'n2d') or Pool there, or segzoo.compile, which records every size"
-        )
+    reason = why_fixed(form.model)
+    if reason is not None:
+        raise SegzooError(reason)
     exported = _recorded(form, form.example(EXAMPLE_SIZE, torch.Generator().manual_seed(0)), form.dynamic_axes)
     return Program(exported, form.input_names, form.output_names, smallest=_smallest(form, exported))
 

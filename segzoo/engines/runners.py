@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .._errors import SegzooError
 from .engine import Runner
-from .forms import HeadForm, Program, dynamic_program, fixed_program, fixed_sites
+from .forms import HeadForm, Program, dynamic_program, fixed_program, why_fixed
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Programs:
 
 
 def programs(form: HeadForm) -> Programs:
-    return Programs(form, None if fixed_sites(form.model) else dynamic_program(form))
+    return Programs(form, None if why_fixed(form.model) else dynamic_program(form))
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

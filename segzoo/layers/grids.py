@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._errors import WeightsError
-from .shapes import to_channels_first, to_channels_last
+from .shapes import ceil_div, to_channels_first, to_channels_last
 
 
 def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right until both sides are multiples of `multiple`."""
     H, W = x_BCHW.shape[2:]
     # Said as target minus side, symbolic sides cancel and a dynamic compilation stays quick; `-H % multiple` does not.
-    return F.pad(x_BCHW, (0, -(-W // multiple) * multiple - W, 0, -(-H // multiple) * multiple - H))
+    return F.pad(x_BCHW, (0, ceil_div(W, multiple) * multiple - W, 0, ceil_div(H, multiple) * multiple - H))
 
 
 def grid_of(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches that cover an image of (H, W) pixels."""
-    return -(-img_size[0] // patch_size), -(-img_size[1] // patch_size)
+    return ceil_div(img_size[0], patch_size), ceil_div(img_size[1], patch_size)
 
 
 def resize_grid(grid_BHWC: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._errors import SegzooError
-from .shapes import to_channels_first, to_channels_last
+from .shapes import ceil_div, to_channels_first, to_channels_last
 
 TokenMap = Callable[[Tensor], Tensor]
 
@@ -125,7 +125,7 @@ def neighbour_2d(grid: tuple[int, int], *, stride: int) -> tuple[TokenMap, Token
     _check("neighbour_2d", stride=stride)
     if stride == 1 or (H < stride and W < stride):
         return identity, identity
-    cells = (-(-H // stride), -(-W // stride))
+    cells = (ceil_div(H, stride), ceil_div(W, stride))
 
     def merge(x_BNC: Tensor) -> Tensor:
         _check_tokens("neighbour_2d", x_BNC, H * W)

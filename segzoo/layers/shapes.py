@@ -22,6 +22,11 @@ def to_channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1)
 
 
+def ceil_div(value: int, divisor: int) -> int:
+    """`value / divisor` rounded up, both positive. The usual -(-a // b) goes wrong in ONNX, which rounds to zero."""
+    return (value + divisor - 1) // divisor
+
+
 def resize(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize to `size` = (H, W) with half-pixel centres (`align_corners=False`, no antialias)."""
     H, W = size

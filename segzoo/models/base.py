@@ -210,6 +210,7 @@ class Encoder(Model):
 
     feature_info: FeatureInfo
     num_features: int  # channels of the last map
+    any_size_graph: ClassVar[bool] = True  # whether torch.export can record it with dynamic sides
     size_multiple: int = 1  # forward_features pads images to whole multiples of this many pixels
 
     def make_head(self, num_features: int) -> None:

@@ -62,6 +62,7 @@ class Swin(Encoder):
     """
 
     key_layouts = LAYOUTS
+    any_size_graph = False
     first_conv = "body.patch_embed.proj.weight"
 
     def __init__(self, cfg: SwinConfig):
