@@ -105,7 +105,17 @@ def _run_in_fork(folder: Path, tests: Sequence[str], *, quiet: bool) -> int:
             _become(folder, output)
             import pytest
 
-            options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "", f"--timeout={SECONDS}"]
+            options = [
+                "-q",
+                *(["-x"] if quiet else []),
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:xdist",
+                "-m",
+                "",
+                f"--timeout={SECONDS}",
+            ]
             options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported here already
             status = int(pytest.main([*options, *(str(TESTS / test) for test in tests)]))
         except BaseException:

@@ -214,7 +214,11 @@ def test_scenes():
         ('{"reduce_zero_label": 1}', "true or false"),
         ("[]", "must hold an object"),
         ("{", "is no JSON file"),
+        ("[" * 100_000, "is no JSON file"),
+        ('{"classes": ["a"], "ignore_index": true}', "ignore_index must be a whole number"),
+        (json.dumps({"classes": [str(i) for i in range(65536)]}), "65535"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_a_bad_record_is_refused(tmp_path, record, message):
     pair(tmp_path, [[0, 1, 1], [1, 1, 1]])
@@ -232,6 +236,12 @@ def test_what_is_no_data_set_is_refused(tmp_path):
         open_data(tmp_path, layout="ade")
     (tmp_path / "list.txt").write_text("a b c\n")
     with pytest.raises(SegzooError, match="line 1: an image and its mask"):
+        open_data(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("a\0 b\n")
+    with pytest.raises(SegzooError, match="line 1: an image and its mask"):
+        open_data(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe a\n")
+    with pytest.raises(SegzooError, match="no list of images and masks in UTF-8"):
         open_data(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(SegzooError, match="lists no image"):

@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -379,3 +380,15 @@ def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(path)
     assert "pipe or device" in refusal(path)
     assert "file name" in refusal(Path(f"{tmp_path}/a\0b.pth")) or True
+
+
+def test_an_archive_of_two_files_of_one_name_is_refused(tmp_path):
+    """Which of them is read depends on the reader, so that what was checked need not be what is loaded."""
+    path = tmp_path / "weights.pth"
+    torch.save(segzoo.create_model("test_mit").state_dict(), path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile's own, of the second name
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        archive.writestr(name, archive.read(name))
+    with pytest.raises(segzoo.SegzooError, match="two files in it have one name"):
+        segzoo.load_weights(segzoo.create_model("test_mit"), path)

@@ -281,7 +281,8 @@ def _read_record(folder: Path, num_classes: int | None) -> _Record:
             "reduce_zero_label"
         )
     ignore_index = values.get("ignore_index", 255)
-    if not isinstance(ignore_index, int) or not isinstance(values.get("reduce_zero_label", False), bool):
+    is_number = isinstance(ignore_index, int) and not isinstance(ignore_index, bool)
+    if not is_number or not isinstance(values.get("reduce_zero_label", False), bool):
         raise SegzooError(f"{path}: ignore_index must be a whole number and reduce_zero_label true or false")
     labels = _labels(path, values, num_classes)
     if labels is not None:
@@ -299,7 +300,10 @@ def _labels(path: Path, values: dict[str, Any], num_classes: int | None) -> Labe
             raise SegzooError(f"{path}: classes must be a list of names, one a class")
         if len(set(names)) != len(names):
             raise SegzooError(f"{path}: a class name appears twice")
-        generic = generic_labels(len(names))
+        try:
+            generic = generic_labels(len(names))
+        except ValueError as error:
+            raise SegzooError(f"{path}: {error}") from None
         return dataclasses.replace(generic, name=path.parent.name, classes=tuple(names), source=str(path))
     if "label_set" in values:
         if values["label_set"] not in list_labels():

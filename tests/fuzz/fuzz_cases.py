@@ -271,7 +271,10 @@ def pictures() -> list[bytes]:
     files = [(colour, {"format": name}) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
     files += [(colour, {"format": "JPEG", "progressive": True, "exif": exif})]
     files += [(colour, {"format": "TIFF", "compression": name}) for name in ("tiff_lzw", "tiff_deflate")]
-    files += [(colour.convert(mode), {"format": "PNG"}) for mode in ("L", "P", "1", "RGBA", "LA", "I")]
+    files += [(colour.convert(mode), {"format": "PNG"}) for mode in ("L", "P", "1", "RGBA", "LA")]
+    files += [
+        (Image.fromarray(rng.integers(0, 65536, (9, 7), np.uint16)), {"format": name}) for name in ("PNG", "TIFF")
+    ]
     files += [(colour.convert("CMYK"), {"format": "JPEG"}), (colour.convert("F"), {"format": "TIFF"})]
     encoded = []
     for image, options in files:
