@@ -242,8 +242,8 @@ def _print_report(
     )
     if noisy_base is not None:
         print(
-            f"This machine is busy: base takes {noisy_base.low:.2f} to {noisy_base.high:.2f} times its own time, so that "
-            "no time here is to be trusted.\nThe other columns do not depend on it."
+            f"This machine is busy: base takes {noisy_base.low:.2f} to {noisy_base.high:.2f} times its own time, so no "
+            "time here is to be trusted.\nThe other columns do not depend on it."
         )
     print("\nImage, truth and masks, and what each reduction changed:")
     print("\n".join(f"  {file}" for file in files))
