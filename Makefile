@@ -21,11 +21,12 @@ help:  ## show this list
 
 # ---- set-up: a stamp for each set of packages, renewed when pyproject.toml changes
 
-# What is about to be installed, and torch first if it comes from elsewhere.
+# What is about to be installed, and torch first if it comes from elsewhere; with torchvision, which timm asks for and
+# which goes with one build of torch alone.
 define ANNOUNCE
 @echo "Installing segzoo and what it needs into $(VENV)/, once. pip names each package with its size; torch is the"
 @echo "largest by far, on Linux with several gigabytes of CUDA libraries unless TORCH_INDEX says otherwise (README.md)."
-$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) $(1))
+$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
 endef
 
 $(VENV)/.stamp-venv:
@@ -34,20 +35,20 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml
-	$(call ANNOUNCE,torch)
+	$(ANNOUNCE)
 	$(PIP) -e .
 	@du -sh $(VENV)
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
-	$(call ANNOUNCE,torch torchvision)
+	$(ANNOUNCE)
 	$(PIP) -e '.[test]'
 	@du -sh $(VENV)
 	@touch $@ $(VENV)/.stamp-core
 
 # The type checker reads the packages that segzoo imports, so it needs what the tests do.
 $(VENV)/.stamp-check: $(VENV)/.stamp-venv pyproject.toml
-	$(call ANNOUNCE,torch torchvision)
+	$(ANNOUNCE)
 	$(PIP) -e '.[test,dev]'
 	@du -sh $(VENV)
 	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-test
