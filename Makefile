@@ -3,13 +3,15 @@
 #   make PYTEST_ARGS='-k labels -x' test
 #   make WORKERS=8 test                 more processes, of one thread each
 #   make mutants MUTANTS='mit.py vit.py'   only the faults of these files
+#   make TORCH_INDEX=URL demo           torch from that package index, such as the one of its builds for the CPU alone
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 WORKERS ?= 2
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest mutants fuzz check format index wheel wheel-test clean
@@ -19,22 +21,36 @@ help:  ## show this list
 
 # ---- set-up: a stamp for each set of packages, renewed when pyproject.toml changes
 
+# What is about to be installed, and torch first if it comes from elsewhere; with torchvision, which timm asks for and
+# which goes with one build of torch alone.
+define ANNOUNCE
+@echo "Installing segzoo and what it needs into $(VENV)/, once. pip names each package with its size; torch is the"
+@echo "largest by far, on Linux with several gigabytes of CUDA libraries unless TORCH_INDEX says otherwise (README.md)."
+$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+endef
+
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit("segzoo needs Python 3.10 or newer: make PYTHON=... " if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml
+	$(ANNOUNCE)
 	$(PIP) -e .
+	@du -sh $(VENV)
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
+	$(ANNOUNCE)
 	$(PIP) -e '.[test]'
+	@du -sh $(VENV)
 	@touch $@ $(VENV)/.stamp-core
 
 # The type checker reads the packages that segzoo imports, so it needs what the tests do.
 $(VENV)/.stamp-check: $(VENV)/.stamp-venv pyproject.toml
+	$(ANNOUNCE)
 	$(PIP) -e '.[test,dev]'
+	@du -sh $(VENV)
 	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-test
 
 $(VENV)/.stamp-build: $(VENV)/.stamp-venv
@@ -43,7 +59,7 @@ $(VENV)/.stamp-build: $(VENV)/.stamp-venv
 
 # ---- what people run
 
-demo: $(VENV)/.stamp-core  ## segment the bundled example, results in demo_output/
+demo: $(VENV)/.stamp-core  ## segment three synthetic scenes, results in demo_output/
 	$(BIN)/segzoo demo -o demo_output
 
 test: $(VENV)/.stamp-test  ## the fast tests

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ._errors import SegzooError
 from ._files import write_files
@@ -14,6 +14,16 @@ from .labels import LabelSet
 
 IGNORED_COLOUR = (0, 0, 0)
 BLOCK_PIXELS = 2**16  # mixed at a time, so that their floating-point temporaries stay in the cache
+# What a change of a pixel's class did; blue and vermilion, which the colour-blind tell apart.
+CHANGES = LabelSet(
+    name="changes",
+    title="changed pixels",
+    classes=("changed: wrong now", "changed: right now", "changed: wrong before and now"),
+    palette=((213, 60, 0), (0, 114, 178), (0, 0, 0)),
+    ignore_index=255,
+    source="segzoo",
+    notes="",
+)
 
 
 def palette_image(mask_HW: np.ndarray, labels: LabelSet) -> Image.Image:
@@ -57,6 +67,21 @@ def draw_borders(picture: Image.Image, mask_HW: np.ndarray) -> Image.Image:
     return Image.fromarray(picture_HWC)
 
 
+def changed_pixels(
+    image_HWC: np.ndarray, before_HW: np.ndarray, after_HW: np.ndarray, truth_HW: np.ndarray
+) -> Image.Image:
+    """The image in pale grey, and on it, in the colours of `CHANGES`, the pixels whose class is another one after.
+
+    Each is drawn with its eight neighbours, or single pixels would not be seen; changes for the worse lie on top.
+    """
+    kind_HW = np.where(before_HW == truth_HW, 0, np.where(after_HW == truth_HW, 1, 2)).astype(np.uint8)
+    kind_HW[before_HW == after_HW] = CHANGES.ignore_index
+    kind_HW = np.asarray(Image.fromarray(kind_HW).filter(ImageFilter.MinFilter(3)))
+    grey_HW = 160 + np.asarray(Image.fromarray(image_HWC).convert("L")) // 3
+    is_grey_HW = kind_HW == CHANGES.ignore_index
+    return Image.fromarray(np.where(is_grey_HW[..., None], grey_HW[..., None], colour_mask(kind_HW, CHANGES)))
+
+
 def legend(
     labels: LabelSet, classes: Sequence[int], width: int, *, notes: Mapping[int, str] | None = None, size: int = 11
 ) -> Image.Image:
@@ -89,17 +114,21 @@ def stack(upper: Image.Image, lower: Image.Image) -> Image.Image:
     return sheet
 
 
-def panel(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image | None = None) -> Image.Image:
-    """Titled images of one size in a grid, a footer below."""
+def panel(
+    rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image | None = None, *, size: int = 11
+) -> Image.Image:
+    """Titled images of one size in a grid, a footer below; letters of `size` pixels."""
     width, height = rows[0][0][1].size
-    title = 16
+    font = ImageFont.load_default(size)
+    title = round(1.5 * size)
     columns = max(len(row) for row in rows)
     footer_height = footer.height + 4 if footer else 0
     sheet = Image.new("RGB", (columns * width, len(rows) * (height + title) + footer_height), "white")
     draw = ImageDraw.Draw(sheet)
     for r, row in enumerate(rows):
         for c, (text, image) in enumerate(row):
-            draw.text((c * width + 4, r * (height + title) + 2), text, fill="black", font=ImageFont.load_default())
+            middle = r * (height + title) + title // 2
+            draw.text((c * width + size // 3, middle), text, fill="black", font=font, anchor="lm")
             sheet.paste(image.convert("RGB"), (c * width, r * (height + title) + title))
     if footer:
         sheet.paste(footer, (0, sheet.height - footer.height))
