@@ -8,7 +8,6 @@ from pathlib import Path
 from PIL import Image
 
 from segzoo import cost, create_model
-from segzoo._files import write_files
 from segzoo.cli import demo
 from segzoo.cli.arguments import DEFAULT_MODEL
 
@@ -36,7 +35,7 @@ def main() -> None:
     data = stream.getvalue()
     if len(data) > MOST_BYTES:
         raise SystemExit(f"{len(data)} bytes are more than {MOST_BYTES}; lower QUALITY or WIDTH")
-    write_files({PICTURE: lambda place: place.write_bytes(data)}, overwrite=True)
+    PICTURE.write_bytes(data)
     print(f"{PICTURE}: {len(data)} bytes")
 
 

@@ -30,7 +30,7 @@ ROOT = TESTS.parent
 LIST = TESTS / "mutants.toml"
 SECONDS = 180  # of one fault's tests; a fault that hangs is found, too
 # Slow to import, and free of segzoo.
-SHARED = ("torch", "timm", "numpy", "PIL.Image", "safetensors.torch", "huggingface_hub", "pytest")
+SHARED = ("torch", "timm", "numpy", "PIL.Image", "safetensors.torch", "huggingface_hub", "pytest", "hypothesis")
 SHARED += ("torchmetrics.functional.classification", "segmentation_models_pytorch", "transformers.models.segformer")
 
 
@@ -105,18 +105,8 @@ def _run_in_fork(folder: Path, tests: Sequence[str], *, quiet: bool) -> int:
             _become(folder, output)
             import pytest
 
-            options = [
-                "-q",
-                *(["-x"] if quiet else []),
-                "-p",
-                "no:cacheprovider",
-                "-p",
-                "no:xdist",
-                "-m",
-                "",
-                f"--timeout={SECONDS}",
-            ]
-            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported here already
+            options = ["-q", *(["-x"] if quiet else []), "-m", "", "-p", "pytest_timeout", f"--timeout={SECONDS}"]
+            options += ["-p", "no:cacheprovider"]
             status = int(pytest.main([*options, *(str(TESTS / test) for test in tests)]))
         except BaseException:
             traceback.print_exc()
@@ -139,6 +129,7 @@ def _become(folder: Path, output: Path) -> None:
     assert "segzoo" not in sys.modules
     sys.path[:] = [str(folder), str(TESTS), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(TESTS)])
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # hypothesis and others, which no test here needs as plugins
     sys.dont_write_bytecode = True
     # An editable install finds the repository by a finder of its own.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
