@@ -25,7 +25,7 @@ from segzoo.data.classification import ClassificationData, open_classification
 from segzoo.data.coco_keypoints import open_coco_keypoints
 from segzoo.data.segmentation import Sample, SegmentationData, open_data
 from segzoo.labels import generic_labels, load_labels
-from segzoo.models.rows import PretrainedCfg
+from segzoo.models.rows import PretrainedCfg, PublishedScore
 from segzoo.preprocess import to_input
 from segzoo.training.evaluation import centre_crop, evaluate, published_figure
 from segzoo.training.metrics import SMALL_CLASSES, ConfusionMatrix
@@ -33,6 +33,7 @@ from segzoo.training.protocols import PROTOCOLS, NamedProtocol
 from segzoo.training.reports import write_results
 from segzoo.visualize import bar_chart
 
+SCORES = (PublishedScore(value=40.5, protocol="single scale"),)
 ROW = PretrainedCfg(dataset="scenes", label_set="scenes", num_classes=13, test_size=(32, 64))
 
 
@@ -236,7 +237,7 @@ def test_what_does_not_belong_together_is_refused(model):
 
 
 def test_published_figures_stand_beside_their_own_conditions():
-    row = PretrainedCfg(miou=40.5, miou_protocol="single scale", label_set="ade20k")
+    row = PretrainedCfg(published=SCORES, label_set="ade20k")
     assert published_figure(row, "ade20k", None) == (0.405, "single scale")
     assert published_figure(row, "ade20k", "base") == (0.405, "single scale")
     assert published_figure(row, "ade20k", "fast") == (None, "")
@@ -245,7 +246,7 @@ def test_published_figures_stand_beside_their_own_conditions():
 
 
 def test_the_published_figure_stands_in_the_row(model):
-    model.pretrained_cfg = dataclasses.replace(ROW, miou=40.5, miou_protocol="single scale")
+    model.pretrained_cfg = dataclasses.replace(ROW, published=SCORES)
     rows = [evaluate(model, scenes(1), reduction=plan).row() for plan in ("base", "fast")]
     assert [row["published mIoU"] for row in rows] == [40.5, None]
     assert [row["published protocol"] for row in rows] == ["single scale", ""]

@@ -209,6 +209,7 @@ class BrightestPixel(SegmentationModel):
 
     def __init__(self):
         super().__init__(cfg=SimpleNamespace(in_chans=3, num_classes=1))
+        self.encoder = SimpleNamespace(in_chans=3)
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward_features(self, x_BCHW):

@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"model": DEFAULT_MODEL, "table": rows, "noisy": noisy, "files": [str(file) for file in files]})
     else:
-        _print_report(rows, timings["base"] if noisy else None, model.pretrained_cfg.advice, files)
+        _print_report(
+            rows, timings["base"] if noisy else None, model.pretrained_cfg.advice if model.pretrained_cfg else "", files
+        )
     return 0
 
 

@@ -44,7 +44,8 @@ def max_pool_to_grid(map_BCHW: Tensor, side: int) -> Tensor:
         return F.adaptive_max_pool2d(map_BCHW, side)
     # The same by operators of any size: the adaptive pool makes constants of the sides, and ONNX has none.
     rows_BCGW = _max_of_cells(map_BCHW, side)
-    return _max_of_cells(rows_BCGW.transpose(2, 3), side).transpose(2, 3)
+    grid_BCGG = _max_of_cells(rows_BCGW.transpose(2, 3), side).transpose(2, 3)
+    return grid_BCGG.contiguous(memory_format=torch.channels_last)  # as the pool gives it: sums in the same order
 
 
 def _max_of_cells(map_BCHW: Tensor, count: int) -> Tensor:

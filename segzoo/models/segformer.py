@@ -152,7 +152,7 @@ class SegFormerKeypoints(SegFormer):
 
     def _start_near_zero(self) -> None:
         """Nearly all of a target heatmap is zero; from outputs far from it, squared errors take long to come down."""
-        nn.init.normal_(self.get_classifier().weight, std=0.001)
+        nn.init.normal_(cast(Tensor, self.get_classifier().weight), std=0.001)
 
     def forward_train(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """{"scores": (B, K, H, W) heatmaps at input size, "heatmaps": (B, K, H / 4, W / 4)}"""

@@ -165,13 +165,16 @@ class EncoderDecoder(SegmentationModel):
         size = grid_of(image, padded[0] // scores_BKHW.shape[2])
         return resize_image_part(scores_BKHW, size, image_size=image, padded_size=padded)
 
-    def get_classifier(self) -> nn.Conv2d:
+    def get_classifier(self) -> nn.Module:
         classifier = self.decoder.classifier
-        assert isinstance(classifier, nn.Conv2d)  # as the class demands of its decoder
+        assert isinstance(classifier, nn.Module)
         return classifier
 
     def renew_classifier(self, num_classes: int) -> None:
-        self.decoder.classifier = fresh_conv_classifier(self.get_classifier(), num_classes)
+        classifier = self.get_classifier()
+        if not isinstance(classifier, nn.Conv2d):
+            raise SegzooError("a folded copy gets no new classifier; reset that of the model and fold it again")
+        self.decoder.classifier = fresh_conv_classifier(classifier, num_classes)
 
 
 def fresh_conv_classifier(classifier: nn.Conv2d, num_classes: int) -> nn.Conv2d:
