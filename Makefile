@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest mutants fuzz check format index wheel wheel-test clean
+.PHONY: help demo test test-slow test-exhaustive test-oldest mutants fuzz check format index wheel wheel-test clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -65,9 +65,12 @@ demo: $(VENV)/.stamp-core  ## segment three synthetic scenes, results in demo_ou
 test: $(VENV)/.stamp-test  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-# One process: the largest models take several gigabytes each.
+# The largest models take several gigabytes each: no more than two processes.
 test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
+
+test-exhaustive: $(VENV)/.stamp-test  ## every combination of family, reduction, form and engine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive $(PYTEST_ARGS)
 
 mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them does no test find?
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)

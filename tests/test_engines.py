@@ -203,15 +203,21 @@ def test_onnxruntime():
     torch.testing.assert_close(result.scores(), expected.scores(), rtol=1e-3, atol=1e-5)
 
 
-# Twice folded and not, base and reduced, by each engine that exports.
-@pytest.mark.slow
+# Folded and not, base and reduced: two of the four in the slow tier, the others where every combination is asked for.
+FORMS = [
+    pytest.param(False, True, id="base-folded", marks=pytest.mark.slow),
+    pytest.param(True, False, id="reduced-plain", marks=pytest.mark.slow),
+    pytest.param(False, False, id="base-plain", marks=pytest.mark.exhaustive),
+    pytest.param(True, True, id="reduced-folded", marks=pytest.mark.exhaustive),
+]
+
+
 @pytest.mark.parametrize("make", [OnnxRunners, OpenVINORunners], ids=["onnxruntime", "openvino"])
-@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
-@pytest.mark.parametrize("reduced", [False, True], ids=["base", "reduced"])
+@pytest.mark.parametrize(("reduced", "folded"), FORMS)
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_every_family(name, reduced, folded, make):
     model = tiny(name, REDUCED.get(name, 2) if reduced else None)
-    form = HeadForm(segzoo.fold(model) if folded else eval_twin(model))
+    form = HeadForm(segzoo.fold(model, fast=False) if folded else eval_twin(model))
     options = {"precision": "f32"} if make is OpenVINORunners else {}
     run = make(form, threads=1, **options)
     assert run.programs.dynamic is not None

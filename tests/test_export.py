@@ -224,9 +224,18 @@ def test_metadata_that_is_none(change, message):
 # --- every family -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("reduced", [False, True], ids=["base", "reduced"])
+# Each format once in the slow tier; the others where every combination is asked for.
+FILES = [
+    pytest.param(False, ".onnx", marks=pytest.mark.slow),
+    pytest.param(True, ".xml", marks=pytest.mark.slow),
+    pytest.param(False, ".pt2", marks=pytest.mark.slow),
+    pytest.param(True, ".onnx", marks=pytest.mark.exhaustive),
+    pytest.param(False, ".xml", marks=pytest.mark.exhaustive),
+    pytest.param(True, ".pt2", marks=pytest.mark.exhaustive),
+]
+
+
+@pytest.mark.parametrize(("reduced", "suffix"), FILES)
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_every_family_and_format(name, reduced, suffix, tmp_path):
     model = tiny(name, REDUCED.get(name, 2) if reduced else None)
