@@ -171,15 +171,9 @@ def _fitted_state(
     on_meta = not by_file and all(tensor.is_meta for tensor in own.values())  # shapes for shapes
     state = _tensors(_unwrap(state, source), source, by_file=by_file, on_meta=on_meta)
     try:
-        state = target.fit_state(to_own_layout(target, state))
-        if target.num_classes == 0:
-            state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
-        if renew_classifier:
-            names = target.classifier_parameters()
-            if any(name in state and state[name].shape != own[name].shape for name in names):
-                state.update({name: own[name] for name in names})
-        if adapt_in_chans and target.first_conv in state:
-            state[target.first_conv] = _adapt_in_chans(state[target.first_conv], target.in_chans)
+        state = _renamed_and_reshaped(
+            target, own, state, renew_classifier=renew_classifier, adapt_in_chans=adapt_in_chans
+        )
     except SegzooError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -189,6 +183,22 @@ def _fitted_state(
         ) from error
     _check(state, own, source, target)
     return {name: _converted(state[name], tensor, name, source) for name, tensor in own.items()}
+
+
+def _renamed_and_reshaped(
+    target: Model, own: Mapping[str, Tensor], state: StateDict, *, renew_classifier: bool, adapt_in_chans: bool
+) -> StateDict:
+    """Under the model's names and in its shapes, as far as they can be made to fit; raises anything where not."""
+    state = target.fit_state(to_own_layout(target, state))
+    if target.num_classes == 0:
+        state = Drop(r"^head\.", "an encoder without classes has no classifier")(state)
+    if renew_classifier:
+        names = target.classifier_parameters()
+        if any(name in state and state[name].shape != own[name].shape for name in names):
+            state.update({name: own[name] for name in names})
+    if adapt_in_chans and target.first_conv in state:
+        state[target.first_conv] = _adapt_in_chans(state[target.first_conv], target.in_chans)
+    return state
 
 
 def _converted(tensor: Tensor, own: Tensor, name: str, source: object) -> Tensor:
@@ -361,10 +371,7 @@ def _tensors(state: StateDict, source: object, *, by_file: bool = True, on_meta:
     tensors: StateDict = {}
     for key, value in state.items():
         try:
-            # An array that may not be written to, or that runs backwards, is copied: torch takes neither.
-            tensor = torch.as_tensor(
-                np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
-            )
+            tensor = _as_tensor(value)
         except (TypeError, ValueError) as error:  # an array of texts, or of a dtype that torch lacks
             raise WeightsError(f"{source}: {shown(key)} is no array of numbers ({first_line(error)})") from error
         problem = _problem_of(tensor, on_meta)
@@ -374,6 +381,11 @@ def _tensors(state: StateDict, source: object, *, by_file: bool = True, on_meta:
             raise WeightsError(f"{source}: {shown(key)} {problem}")
         tensors[key] = tensor
     return tensors
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """An array that may not be written to, or that runs backwards, is copied: torch takes neither."""
+    return torch.as_tensor(np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value)
 
 
 def _problem_of(tensor: Tensor, on_meta: bool) -> str | None:
@@ -403,7 +415,20 @@ def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: M
     for name, tensor in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, tensor)
-    problems = []
+    misfits = _misfits(state, own)
+    if misfits:
+        classes = ""
+        if misfits.keys() == {"mis-shaped"}:
+            classes = (
+                "; if only the classifier differs, give the file's number of classes: num_classes= of create_model, or "
+                "--num-classes"
+            )
+        problems = "; ".join(f"{title}: {_first_few(names)}" for title, names in misfits.items())
+        raise WeightsError(f"{source} does not fit {_name_of(model)}: {problems}{classes}")
+
+
+def _misfits(state: StateDict, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What differs between the two, by the kind of difference; a kind without any is left out."""
     missing = [name for name in own if name not in state]
     left_over = [name for name in state if name not in own]
     mis_shaped = [
@@ -411,18 +436,13 @@ def _check(state: StateDict, own: Mapping[str, Tensor], source: object, model: M
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    for title, names in (("missing", missing), ("left over", left_over), ("mis-shaped", mis_shaped)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            problems.append(f"{title}: {', '.join(name[:200] for name in names[:4])}{more}")
-    if problems:
-        classes = ""
-        if mis_shaped and not missing and not left_over:
-            classes = (
-                "; if only the classifier differs, give the file's number of classes: num_classes= of create_model, or "
-                "--num-classes"
-            )
-        raise WeightsError(f"{source} does not fit {_name_of(model)}: {'; '.join(problems)}{classes}")
+    kinds = {"missing": missing, "left over": left_over, "mis-shaped": mis_shaped}
+    return {title: names for title, names in kinds.items() if names}
+
+
+def _first_few(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(name[:200] for name in names[:4])}{more}"
 
 
 def _name_of(model: Model) -> str:

@@ -153,15 +153,24 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
         return _strange_beginning(real)
     known = {"path": str(real), "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": expected}
     memory = cache_dir() / "verified" / f"{digest_of_text(str(real))}.json"
-    try:
-        if json.loads(memory.read_text()) == known:
-            return None
-    except (OSError, ValueError):
-        pass  # not checked yet
+    if _is_remembered(memory, known):
+        return None
     kind = "sha256" if len(expected) == 64 else "git hash"
     digest = _digest(real, hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % state.st_size))
     if digest != expected:
         return f"has {kind} {digest} instead of {expected}"
+    _remember(memory, known)
+    return None
+
+
+def _is_remembered(memory: Path, known: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(memory.read_text()) == known)
+    except (OSError, ValueError):
+        return False  # not checked yet
+
+
+def _remember(memory: Path, known: dict[str, Any]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         scratch = memory.with_name(f"{memory.name}.{os.getpid()}.{threading.get_ident()}")
@@ -169,7 +178,6 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
         scratch.replace(memory)
     except OSError as error:
         _log.debug("%s cannot be written (%s); the file will be checked again next time", memory, error)
-    return None
 
 
 def digest_of_text(text: str) -> str:
