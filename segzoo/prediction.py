@@ -299,18 +299,30 @@ def protocol_of(
         raise SegzooError(f"mode must be 'whole' or 'slide', not {mode!r}")
     if mode == "whole" and (crop is not None or stride is not None):
         raise SegzooError("crop and stride belong to mode='slide'")
+    window, step = _window_and_step(row, crop, stride)
+    _check_scales(scales)
+    return Protocol(resize=resize, mode=mode, crop=window, stride=step, scales=tuple(scales), flip=bool(flip))
+
+
+def _window_and_step(
+    row: PretrainedCfg, crop: tuple[int, int] | None, stride: tuple[int, int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Crop and stride of a sliding window: as given, else the row's; SegzooError if windows would leave gaps."""
     window = (row.crop or row.input_size) if crop is None else pixel_pair("crop", crop)
     two_thirds = (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
     step = (row.stride or two_thirds) if stride is None else pixel_pair("stride", stride)
     if any(s > c for s, c in zip(step, window, strict=True)):
         whose = "" if stride is not None else " (the stride of the weights row; give stride=, too)"
         raise SegzooError(f"a window of {window} cannot move by {step}{whose}: stride <= crop is needed")
+    return window, step
+
+
+def _check_scales(scales: object) -> None:
     if not isinstance(scales, (list, tuple)) or not scales or not all(_is_positive(scale) for scale in scales):
         raise SegzooError(
             f"scales must be a list of positive factors, such as (0.75, 1.0, 1.25), of at most {MAX_SCALE}, "
             f"not {scales!r}"
         )
-    return Protocol(resize=resize, mode=mode, crop=window, stride=step, scales=tuple(scales), flip=bool(flip))
 
 
 def score_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:

@@ -110,13 +110,23 @@ def list_models(
     """
     models = known_models()
     if module:
-        if module not in list_modules():
-            raise SegzooError(
-                f"module is a family's name, one of {', '.join(list_modules())}, not {module!r}; what a name must look "
-                "like is filter=, and only those with weights gives pretrained=True"
-            )
-        models = {name: model for name, model in models.items() if model.family == module}
-    with_tags = pretrained if include_tags is None else include_tags
+        models = _of_module(models, module)
+    names = _names_of(models, pretrained, pretrained if include_tags is None else include_tags)
+    return _select(names, _for_any_tag(filter), _for_any_tag(exclude_filters))
+
+
+def _of_module(models: Mapping[str, ListedModel], module: str) -> Mapping[str, ListedModel]:
+    """Those of the family; SegzooError if there is none of that name."""
+    if module not in list_modules():
+        raise SegzooError(
+            f"module is a family's name, one of {', '.join(list_modules())}, not {module!r}; what a name must look "
+            "like is filter=, and only those with weights gives pretrained=True"
+        )
+    return {name: model for name, model in models.items() if model.family == module}
+
+
+def _names_of(models: Mapping[str, ListedModel], pretrained: bool, with_tags: bool) -> list[str]:
+    """The variants, or "variant.tag" of those that have rows; with `pretrained` only of what can be loaded."""
     names: list[str] = []
     for name, model in models.items():
         tags = [tag for tag, row in model.rows.items() if row.loadable or not pretrained]
@@ -124,7 +134,7 @@ def list_models(
             names += [f"{name}.{tag}" for tag in tags]
         elif tags or not pretrained:
             names.append(name)
-    return _select(names, _for_any_tag(filter), _for_any_tag(exclude_filters))
+    return names
 
 
 def list_modules() -> list[str]:

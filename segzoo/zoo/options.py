@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -61,10 +61,7 @@ def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SegzooError: what timm's models can do and these cannot; names the way out.
     """
-    fields = type_hints(type(cfg))
-    for encoder in (getattr(cfg, "encoder", None), options.get("encoder")):
-        if dataclasses.is_dataclass(encoder):
-            fields = {**type_hints(type(encoder)), **fields}
+    fields = _hints_with_encoder(cfg, options.get("encoder"))
     options = {
         name: value
         for name, value in options.items()
@@ -76,10 +73,24 @@ def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if "drop_rate" in options:
         rate = options.pop("drop_rate")
         options |= {"dropout": rate} if "dropout" in fields else {"drop_rate": rate} if rate else {}
+    return _without_only_timms(options)
+
+
+def _hints_with_encoder(cfg: Any, new_encoder: Any) -> dict[str, Any]:
+    """Types of the config's fields and of those that only its nested encoder has, or the one given in its place."""
+    fields = type_hints(type(cfg))
+    for encoder in (getattr(cfg, "encoder", None), new_encoder):
+        if dataclasses.is_dataclass(encoder):
+            fields = {**type_hints(type(encoder)), **fields}
+    return fields
+
+
+def _without_only_timms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that segzoo's models have; SegzooError where another one asks for something."""
     for name, (neutral, way_out) in _ONLY_TIMMS.items():
-        if options.pop(name, neutral) not in (neutral, ""):
+        if options.get(name, neutral) not in (neutral, ""):
             raise SegzooError(f"segzoo's models have no {name}: {way_out}")
-    return options
+    return {name: value for name, value in options.items() if name not in _ONLY_TIMMS}
 
 
 def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
@@ -101,20 +112,27 @@ def override(cfg: Any, overrides: Mapping[str, Any], where: str) -> Any:
     flat: dict[str, Any] = {}  # options of the encoder, set in one step, since one may need another
     for name, value in overrides.items():
         if name in valid:
-            nested = valid[name]
-            if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-                value = override(nested, value, f"{where}: {name}")
-            changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = _new_value(valid[name], value, f"{where}: {name}")
         elif name in of_encoder:
             flat[name] = value
         else:
-            names = [*valid, *(name for name in of_encoder if name not in valid)]
-            close = difflib.get_close_matches(name, [*names, "num_classes", "features_only", "checkpoint_path"], n=1)
-            hint = f"did you mean {close[0]}? Options" if close else "options"
-            raise SegzooError(f"{where} has no option {name!r}; {hint}: {', '.join(names)}")
+            raise _no_option(name, [*valid, *(name for name in of_encoder if name not in valid)], where)
     if flat and dataclasses.is_dataclass(inner := changes.get("encoder", encoder)):
         changes["encoder"] = override(inner, flat, where)
     return dataclasses.replace(cfg, **changes)
+
+
+def _new_value(old: Any, value: Any, where: str) -> Any:
+    """What a field that was `old` becomes: a nested config with single fields replaced, a tuple for a list."""
+    if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+        return override(old, value, where)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _no_option(name: str, names: Sequence[str], where: str) -> SegzooError:
+    close = difflib.get_close_matches(name, [*names, "num_classes", "features_only", "checkpoint_path"], n=1)
+    hint = f"did you mean {close[0]}? Options" if close else "options"
+    return SegzooError(f"{where} has no option {name!r}; {hint}: {', '.join(names)}")
 
 
 def overlay_row(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) -> PretrainedCfg | None:

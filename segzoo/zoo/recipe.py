@@ -256,22 +256,14 @@ def _registered(request: Request) -> Recipe:
     family = VARIANTS[variant_name]
     variant, rows = family.variants[variant_name], rows_of(variant_name)
     check_num_classes(request.num_classes, variant_name)
-    if request.pretrained and tag is None and request.row is None:
-        tag = default_tag(rows)
-        if tag is None:
-            raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
+    tag = _tag_or_default(tag, request, variant_name, rows)
     name = f"{variant_name}.{tag}" if tag else variant_name
     named = rows[tag] if tag else next(iter(rows.values()), None)
     row = named if request.row is None else request.row
     row = overlay_row(row, request.overlay)
     trained = trained_cfg(variant_name, row) if row is not None and (tag or request.row is not None) else variant.cfg
     cfg = override(trained, timm_options(trained, request.options), variant_name)
-    if request.checkpoint_path is not None:
-        source = WeightsFile(request.checkpoint_path, by_hand=True)
-    elif request.pretrained and row is not None:
-        source = row_file(name, row, trained, force=request.force_download)
-    else:
-        source = None
+    source = _source(request, name, row, trained)
     if request.num_classes is not None and (source is None or source.by_hand):
         cfg = override(cfg, {"num_classes": request.num_classes}, variant_name)
     return Recipe(
@@ -283,6 +275,26 @@ def _registered(request: Request) -> Recipe:
         num_classes=request.num_classes,
         plan=variant.reduction,
     )
+
+
+def _tag_or_default(
+    tag: str | None, request: Request, variant_name: str, rows: Mapping[str, PretrainedCfg]
+) -> str | None:
+    """The tag of the name, else the one that pretrained=True stands for."""
+    if request.pretrained and tag is None and request.row is None:
+        tag = default_tag(rows)
+        if tag is None:
+            raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
+    return tag
+
+
+def _source(request: Request, name: str, row: PretrainedCfg | None, trained: Any) -> WeightsFile | None:
+    """The file of a registered model's weights, fetched if it is the row's."""
+    if request.checkpoint_path is not None:
+        return WeightsFile(request.checkpoint_path, by_hand=True)
+    if request.pretrained and row is not None:
+        return row_file(name, row, trained, force=request.force_download)
+    return None
 
 
 def _saved(request: Request) -> Recipe:
