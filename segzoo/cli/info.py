@@ -141,7 +141,7 @@ class Subject:
         page = f" ({row.license_url})" if row.license_url else ""
         lines = [
             f"weights: {self.model.name}{by_default}, trained on {row.dataset or 'unknown data'}{classes}",
-            f"  from: {_place(row)}",
+            f"  from: {self._place_of(row)}",
             *(f"  {line}" for line in _figures(row.published)),
             f"  licence: {row.license}{page}, commercial use {allowed}",
             f"  origin: {row.origin or 'unknown'}",
@@ -149,9 +149,11 @@ class Subject:
         ]
         if row.how_to_get:
             lines.insert(2, f"  how to get them: {row.how_to_get}")
-        if self.name != self.model.name and ":" in self.name:
-            lines[1] = f"  from: {self.name}"
         return lines
+
+    def _place_of(self, row: PretrainedCfg) -> str:
+        """Where the weights come from: the place that was asked for, else the row's."""
+        return self.name if self.name != self.model.name and ":" in self.name else _place(row)
 
 
 def _place(row: PretrainedCfg) -> str:

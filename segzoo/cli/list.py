@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.pretrained and (args.source or args.license or args.commercial or args.dataset):
-        raise SegzooError("--source, --license, --commercial and --dataset select weights; add --pretrained")
+    _refuse_without_pretrained(args)
     filters = [text if WILDCARDS & set(text) else f"*{text}*" for text in args.filter]
     names = _weights(args, filters) if args.pretrained else list_models(filters)
     if not names:
@@ -52,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if notes:
         print("\n" + "\n".join(notes))
     return 0
+
+
+def _refuse_without_pretrained(args: argparse.Namespace) -> None:
+    if not args.pretrained and (args.source or args.license or args.commercial or args.dataset):
+        raise SegzooError("--source, --license, --commercial and --dataset select weights; add --pretrained")
 
 
 def _weights(args: argparse.Namespace, filters: Sequence[str]) -> list[str]:

@@ -45,8 +45,6 @@ def score_maker_of(args: argparse.Namespace, dtype: torch.dtype | None = None) -
     Args:
         dtype: of the model; None leaves it as it is.
     """
-    import torch
-
     if args.engine_file is not None:
         from ..engines import load_engine
 
@@ -54,12 +52,7 @@ def score_maker_of(args: argparse.Namespace, dtype: torch.dtype | None = None) -
         return load_engine(
             args.engine_file, precision=args.precision or "f32", threads=args.threads, trust_code=args.trust_code
         )
-    if args.engine is None and (args.precision or args.threads):
-        raise SegzooError("--precision and --threads are of an engine; add --engine openvino, for example")
-    if args.engine is not None and args.device != "cpu":
-        raise SegzooError(f"--engine {args.engine} runs on the processor; leave out --device {args.device}")
-    if args.engine is not None and dtype not in (None, torch.float32):
-        raise SegzooError("--dtype is the model's; of an engine say --precision bf16")
+    _check_engine_options(args, dtype)
     model = trained_model(args).eval().to(find_device(args.device), dtype)
     if args.reduction:
         model.set_inference_reduction(args.reduction)
@@ -68,6 +61,18 @@ def score_maker_of(args: argparse.Namespace, dtype: torch.dtype | None = None) -
     from ..engines import compile
 
     return compile(model, args.engine, args.precision or "f32", args.threads)
+
+
+def _check_engine_options(args: argparse.Namespace, dtype: torch.dtype | None) -> None:
+    """Refuse what is only of an engine without --engine, and with it what is only of the model."""
+    import torch
+
+    if args.engine is None and (args.precision or args.threads):
+        raise SegzooError("--precision and --threads are of an engine; add --engine openvino, for example")
+    if args.engine is not None and args.device != "cpu":
+        raise SegzooError(f"--engine {args.engine} runs on the processor; leave out --device {args.device}")
+    if args.engine is not None and dtype not in (None, torch.float32):
+        raise SegzooError("--dtype is the model's; of an engine say --precision bf16")
 
 
 def find_device(name: str) -> torch.device:

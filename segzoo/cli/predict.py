@@ -70,14 +70,7 @@ def run(args: argparse.Namespace) -> int:
         exists = not args.overwrite and any(os.path.lexists(file) for file in files)
         (skipped if exists else todo).append((item, files))
     failed = _segment_all(args, todo) if todo else 0
-    if args.json:
-        for item, files in skipped:
-            say(json.dumps({"image": item.source, "skipped": str(files.mask)}))
-    elif skipped or len(inputs) > 1:
-        parts = [f"{len(todo) - failed} of {len(inputs)} written to {args.output}"]
-        parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []
-        parts += [f"{failed} failed"] if failed else []
-        say("; ".join(parts), sys.stderr)
+    _say_what_became(args, len(todo), skipped, failed)
     return 2 if failed else 0
 
 
@@ -163,3 +156,18 @@ def _text_line(result: Segmentation, files: SavedFiles) -> str:
     """An image, its mask, and the six largest classes with their share."""
     largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
     return f"{result.source} -> {files.mask}: {largest}"
+
+
+def _say_what_became(
+    args: argparse.Namespace, todo: int, skipped: Sequence[tuple[Input, SavedFiles]], failed: int
+) -> None:
+    """Of all images: with --json a line for each that was skipped, else how many were written, skipped and failed."""
+    total = todo + len(skipped)
+    if args.json:
+        for item, files in skipped:
+            say(json.dumps({"image": item.source, "skipped": str(files.mask)}))
+    elif skipped or total > 1:
+        parts = [f"{todo - failed} of {total} written to {args.output}"]
+        parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []
+        parts += [f"{failed} failed"] if failed else []
+        say("; ".join(parts), sys.stderr)

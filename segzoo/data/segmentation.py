@@ -237,15 +237,20 @@ def _layout(path: Path, name: str | None, split: str | None, num_classes: int | 
         found = [layout for layout in found if _classes(layout) in (None, num_classes)] or found
     if len(found) == 1:
         return found[0]
-    names = ", ".join(layout.name for layout in found)
-    if found:
-        raise SegzooError(f"{path} may be {names}; say which: --data {found[0].name}:{path}")
-    known = "; ".join(f"{layout.name} ({layout.images})" for layout in LAYOUTS.values())
-    raise SegzooError(f"{path} is in no layout that segzoo knows: {known}. The simplest is images/ and masks/")
+    raise _no_single_layout(path, found)
 
 
 def _classes(layout: layouts.Layout) -> int | None:
     return len(load_labels(layout.label_set)) if layout.label_set else None
+
+
+def _no_single_layout(path: Path, found: Sequence[layouts.Layout]) -> SegzooError:
+    """What to say of a folder that fits several layouts, or none."""
+    names = ", ".join(layout.name for layout in found)
+    if found:
+        return SegzooError(f"{path} may be {names}; say which: --data {found[0].name}:{path}")
+    known = "; ".join(f"{layout.name} ({layout.images})" for layout in LAYOUTS.values())
+    return SegzooError(f"{path} is in no layout that segzoo knows: {known}. The simplest is images/ and masks/")
 
 
 def _default_split(splits: Sequence[str]) -> str:

@@ -46,13 +46,8 @@ def model_card(model: Model, row: PretrainedCfg) -> str:
 
 def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
     task, tags = _task(model)
-    known = row.license in HUB_LICENSES
     variant = model.name.partition(".")[0]
-    fields: dict[str, Any] = {"license": row.license if known else "other"}
-    if not known:
-        fields["license_name"] = row.license
-    if row.license_url:
-        fields["license_link"] = row.license_url
+    fields = _license_fields(row)
     if row.dataset:
         fields["datasets"] = [row.dataset]
     of_weights = [score for score in row.published if not score.training and score.metric != "miou_small"]
@@ -73,6 +68,17 @@ def _card_data(model: Model, row: PretrainedCfg) -> ModelCardData:
             for score in of_weights
         ]
     return ModelCardData(pipeline_tag=task, library_name="segzoo", tags=["segzoo", variant, *tags], **fields)
+
+
+def _license_fields(row: PretrainedCfg) -> dict[str, Any]:
+    """The licence in the Hub's words."""
+    known = row.license in HUB_LICENSES
+    fields = {"license": row.license if known else "other"}
+    if not known:
+        fields["license_name"] = row.license
+    if row.license_url:
+        fields["license_link"] = row.license_url
+    return fields
 
 
 def _hub_metric(score: PublishedScore) -> str:

@@ -41,8 +41,7 @@ def convert(official_file: str | Path, name: str, directory: str | Path) -> Conv
     layout = find_layout(model, state)
     names, dropped = trace(state, layout.rules if layout else ())
     own = model.state_dict()
-    for surplus in [name for name in names if name not in own]:
-        dropped.update(dict.fromkeys(names.pop(surplus), "the classifier, which this model does not have"))
+    _drop_surplus(names, dropped, own)
     save_with_row(model, Path(directory), row)
     return ConversionReport(
         file=str(official_file),
@@ -53,6 +52,12 @@ def convert(official_file: str | Path, name: str, directory: str | Path) -> Conv
         dropped=dropped,
         defaulted=tuple(name for name in own if name not in names),
     )
+
+
+def _drop_surplus(names: Origins, dropped: dict[str, str], own: StateDict) -> None:
+    """Move the keys of what the model does not have from `names` to `dropped`."""
+    for surplus in [name for name in names if name not in own]:
+        dropped.update(dict.fromkeys(names.pop(surplus), "the classifier, which this model does not have"))
 
 
 @dataclasses.dataclass(frozen=True)

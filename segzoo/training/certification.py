@@ -159,7 +159,7 @@ def _cases(
     plans = reductions if reductions is not None else [name for name, plan in model.reduction_presets.items() if plan]
     cases: list[Case] = []
     for engine in engines or ENGINES:
-        missing = [name for name in PACKAGES.get(engine, ()) if importlib.util.find_spec(name) is None]
+        missing = _missing_packages(engine)
         if engines is None and missing:
             left_out.append(f"{engine}: {', '.join(missing)} not installed")
             continue
@@ -169,6 +169,10 @@ def _cases(
             else:
                 cases += [(engine, precision, plan) for plan in ("none", *plans)]
     return cases
+
+
+def _missing_packages(engine: str) -> list[str]:
+    return [name for name in PACKAGES.get(engine, ()) if importlib.util.find_spec(name) is None]
 
 
 class _Measure:

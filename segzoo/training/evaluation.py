@@ -252,10 +252,7 @@ def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Prog
         found.append(keypoints.xy)
         if isinstance(sample, Person):
             results.append(_coco_result(sample, keypoints.xy, keypoints.score))
-    xy_NK2, truth_NK2 = torch.stack(found), torch.from_numpy(np.stack([sample.xy for sample in data]))
-    visible_NK = torch.from_numpy(np.stack([sample.visible for sample in data]))
-    length_N = torch.tensor([sample.length for sample in data], dtype=torch.float32)
-    metrics = {f"PCK@{t}": pck(xy_NK2, truth_NK2, visible_NK, length_N, t=t) for t in PCK_THRESHOLDS}
+    metrics = _pck_figures(torch.stack(found), data)
     if coco is not None:
         metrics = {**_average_precision(coco, results), **metrics}
     return _result(
@@ -276,6 +273,13 @@ def _padded_box(box: tuple[float, float, float, float], model: Model) -> tuple[f
     height = width * H / W
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _pck_figures(xy_NK2: torch.Tensor, data: KeypointData) -> dict[str, float]:
+    truth_NK2 = torch.from_numpy(np.stack([sample.xy for sample in data]))
+    visible_NK = torch.from_numpy(np.stack([sample.visible for sample in data]))
+    length_N = torch.tensor([sample.length for sample in data], dtype=torch.float32)
+    return {f"PCK@{t}": pck(xy_NK2, truth_NK2, visible_NK, length_N, t=t) for t in PCK_THRESHOLDS}
 
 
 def _coco_result(person: Person, xy_K2: torch.Tensor, score_K: torch.Tensor) -> dict[str, Any]:
