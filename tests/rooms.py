@@ -43,8 +43,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 LEAVES = ROOMS[-1]
 
 # Inside models/, from top to bottom: the package itself, segmenters, encoders, the records of their weights, and what
-# every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family, and of
-# RTFormer's the encoder.
+# every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family: of
+# SegViT the segmenter's, which no other segmenter may import, and of RTFormer the encoder's.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
 ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
 FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features", "fields")

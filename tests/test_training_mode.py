@@ -20,7 +20,7 @@ from segzoo.layers.block import Block
 from segzoo.layers.init import init_weights
 from segzoo.models import Encoder, SegmentationModel
 from segzoo.models.rtformer_backbone import RTFormerBlock
-from segzoo.models.segvit import CrossAttention, DecoderLayer, SelfAttention
+from segzoo.models.segvit_decoder import CrossAttention, DecoderLayer, SelfAttention
 from segzoo.models.vit import DownsamplingBlock, ViTBlock
 
 TINY = segzoo.list_models("test_*")
