@@ -133,13 +133,7 @@ def resolve_plan(
     if not sites:
         raise SegzooError("this model has no reduction sites: none of its attention layers owns a reduction leaf")
     try:
-        if isinstance(plan, Mapping) and "type" not in plan:
-            # Parts first, so that a single site wins over its part whatever the order of the keys.
-            for key in sorted(plan, key=lambda key: key in sites):
-                resolved.update(_resolve_key(key, plan[key], sites))
-        else:
-            entry = parse_entry(plan)
-            resolved.update((site, entry) for site, leaves in sites.items() if leaves[0].side != "q")
+        resolved.update(_resolve_entries(plan, sites))
         for site, leaves in sites.items():
             for leaf in leaves:
                 leaf.check(resolved[site])
@@ -179,9 +173,8 @@ def _parse_notation(text: str, sites: Mapping[str, Sequence[Reduction]]) -> dict
             "has; give a dict of entries a part, whose whole numbers are factors"
         )
     notation = "-".join(f"[{','.join(map(str, sides.values()))}]" for sides in parts.values())
-    is_notation = re.fullmatch(r"\s*\[[\d\s,-]+\](\s*-?\s*\[[\d\s,-]+\])*\s*", text)
-    groups = [[int(side) for side in re.findall(r"\d+", group)] for group in re.findall(r"\[([^][]*)\]", text)]
-    if not is_notation or [len(group) for group in groups] != [len(sides) for sides in parts.values()]:
+    groups = _read_sides(text, [len(sides) for sides in parts.values()])
+    if groups is None:
         raise SegzooError(
             f"reduction plan refused: {text!r} is not of the form {notation}, the windows this model was trained with"
         )
@@ -206,6 +199,23 @@ def _trained_sides(sites: Mapping[str, Sequence[Reduction]]) -> dict[str, dict[s
     return parts
 
 
+def _read_sides(text: str, levels: list[int]) -> list[list[int]] | None:
+    """The numbers of each bracket; None for other text, and for another number of brackets or of their levels."""
+    is_notation = re.fullmatch(r"\s*\[[\d\s,-]+\](\s*-?\s*\[[\d\s,-]+\])*\s*", text)
+    groups = [[int(side) for side in re.findall(r"\d+", group)] for group in re.findall(r"\[([^][]*)\]", text)]
+    return groups if is_notation and [len(group) for group in groups] == levels else None
+
+
+def _resolve_entries(plan: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:
+    if isinstance(plan, Mapping) and "type" not in plan:
+        # Parts first, so that a single site wins over its part whatever the order of the keys.
+        for key in sorted(plan, key=lambda key: key in sites):
+            yield from _resolve_key(key, plan[key], sites)
+    else:
+        entry = parse_entry(plan)
+        yield from ((site, entry) for site, leaves in sites.items() if leaves[0].side != "q")
+
+
 def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduction]]) -> Iterator[tuple[str, Entry]]:
     if isinstance(key, str) and key in sites:
         yield key, parse_entry(value)
@@ -216,13 +226,14 @@ def _resolve_key(key: object, value: object, sites: Mapping[str, Sequence[Reduct
     covered.sort(key=lambda site: sites[site][0].level)
     if side not in ("", "q") or not covered:
         raise SegzooError(f"there is no part or site {key!r}")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != len(covered):
-            raise SegzooError(
-                f"{key!r} has {len(covered)} levels ({', '.join(covered)}), but {len(value)} entries given"
-            )
-        values = value
-    else:
-        values = [value] * len(covered)
-    for site, item in zip(covered, values, strict=True):
+    for site, item in zip(covered, _value_by_site(key, value, covered), strict=True):
         yield site, parse_entry(item)
+
+
+def _value_by_site(key: object, value: object, covered: Sequence[str]) -> Sequence[object]:
+    """The values of a list, which has one for each site that the key covers, or one value for all of them."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * len(covered)
+    if len(value) != len(covered):
+        raise SegzooError(f"{key!r} has {len(covered)} levels ({', '.join(covered)}), but {len(value)} entries given")
+    return value

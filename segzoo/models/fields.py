@@ -29,14 +29,16 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, kind) for kind in choices(hint))
     origin, items = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(items) == 2 and items[1] is Ellipsis:
-            return all(fits(item, items[0]) for item in value)
-        return len(value) == len(items) and all(fits(item, kind) for item, kind in zip(value, items, strict=True))
+        return isinstance(value, tuple) and _items_fit(value, items)
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
+
+
+def _items_fit(value: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return all(fits(item, hints[0]) for item in value)
+    return len(value) == len(hints) and all(fits(item, kind) for item, kind in zip(value, hints, strict=True))
 
 
 def describe(hint: Any) -> str:

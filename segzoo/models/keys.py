@@ -82,15 +82,20 @@ class Concat:
     replacement: str
 
     def __call__(self, state: StateDict) -> StateDict:
+        groups = self._groups(state)
+        whole = {name: keys for name, keys in groups.items() if len(keys) == len(self.patterns)}
+        used = {key for keys in whole.values() for key in keys}
+        joined = {name: torch.cat([state[key] for key in keys]) for name, keys in whole.items()}
+        return {**{key: tensor for key, tensor in state.items() if key not in used}, **joined}
+
+    def _groups(self, state: StateDict) -> dict[str, list[str]]:
+        """What matches: the joined name -> names in the order of the patterns."""
         groups: dict[str, list[str]] = {}
         for pattern in self.patterns:
             for key in state:
                 if re.search(pattern, key):
                     groups.setdefault(re.sub(pattern, self.replacement, key), []).append(key)
-        whole = {name: keys for name, keys in groups.items() if len(keys) == len(self.patterns)}
-        used = {key for keys in whole.values() for key in keys}
-        joined = {name: torch.cat([state[key] for key in keys]) for name, keys in whole.items()}
-        return {**{key: tensor for key, tensor in state.items() if key not in used}, **joined}
+        return groups
 
 
 @dataclasses.dataclass(frozen=True)

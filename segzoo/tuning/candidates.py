@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .._errors import SegzooError
@@ -43,12 +43,7 @@ def entries_by_site(
         taken.update(given)
         tried = [*given, *(plan[site] for plan in of_presets)]
         found[site] = [entry for entry in dict.fromkeys(tried) if entry != NEUTRAL]
-    unused = [entry for entry in map(parse_entry, queries) if entry not in taken]
-    if not taken and entries:
-        unused += map(parse_entry, entries)
-    if unused:
-        text = ", ".join(map(entry_to_text, dict.fromkeys(unused)))
-        raise SegzooError(f"no site of this model takes {text}; its sites: {', '.join(sites)}")
+    _require_use(taken, sites, entries, queries)
     return found
 
 
@@ -72,3 +67,18 @@ def _takes(leaves: Sequence[Reduction], entry: Entry) -> bool:
     except SegzooError:
         return False
     return True
+
+
+def _require_use(
+    taken: Set[Entry],
+    sites: Mapping[str, Sequence[Reduction]],
+    entries: Sequence[object],
+    queries: Sequence[object],
+) -> None:
+    """Refuse every query entry that no site took, and the other entries where nothing was taken at all."""
+    unused = [entry for entry in map(parse_entry, queries) if entry not in taken]
+    if not taken and entries:
+        unused += map(parse_entry, entries)
+    if unused:
+        text = ", ".join(map(entry_to_text, dict.fromkeys(unused)))
+        raise SegzooError(f"no site of this model takes {text}; its sites: {', '.join(sites)}")

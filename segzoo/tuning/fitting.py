@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .._errors import SegzooError
-from ..layers.reduction import NEUTRAL
+from ..layers.reduction import NEUTRAL, Entry
 from ..models.segmenter import SegmentationModel
 from ..plans import Plan, inference_reduction, reduction_sites, resolve_plan, set_inference_reduction
 from ..prediction import mask_maker, protocol_of, score_maker, windows
@@ -102,14 +102,20 @@ def _the_budget(**budgets: float | None) -> tuple[str, float]:
     if len(given) != 1:
         raise SegzooError(f"give exactly one budget of {', '.join(budgets)}, not {', '.join(given) or 'none'}")
     ((name, value),) = given.items()
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if _in_range(name, value):
+        return name, float(value)
     if name in ("macs", "max_change"):
-        lowest = 0 <= value if is_number and name == "max_change" else is_number and 0 < value
-        if not (is_number and lowest and value <= 1):
-            raise SegzooError(f"{name} is a share, such as {0.85 if name == 'macs' else 0.01}, not {value!r}")
-    elif not (is_number and 0 < value < float("inf")):
-        raise SegzooError(f"{name} must be a positive number, not {value!r}")
-    return name, float(value)
+        raise SegzooError(f"{name} is a share, such as {0.85 if name == 'macs' else 0.01}, not {value!r}")
+    raise SegzooError(f"{name} must be a positive number, not {value!r}")
+
+
+def _in_range(name: str, value: object) -> bool:
+    """Whether a budget is a share (0 only of change), or a positive number for what is measured in units."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    if name == "max_change":
+        return 0 <= value <= 1
+    return 0 < value <= 1 if name == "macs" else 0 < value < float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,21 +208,22 @@ class _Fit:
         from tqdm import tqdm  # comes with huggingface-hub
 
         plans = [plan for plan in self.presets.values() if not plan.is_neutral]
-        options = [option for group in self.tables.groups for option in group.options]
-        items = [item for option in (*options, *plans) for item in option.items()]
-        alone = [(site, entry) for site, entry in dict.fromkeys(items) if entry != NEUTRAL]
+        alone = self._entries_alone(plans)
         runs = 1 + len(alone) + len(plans) + CALIBRATIONS
         hidden = not self.progress or not sys.stderr.isatty()
         with tqdm(total=runs * len(self.arrays), desc="images", leave=False, disable=hidden, file=sys.stderr) as bar:
             self.changes = Changes(self.model, self.arrays, resize=self.resize, advance=bar.update)
             changes = {(site, entry): self.changes.measure({site: entry}) for site, entry in alone}
             tables = dataclasses.replace(self.tables, forecast=Forecast(changes))
-            choices = front(tables.prices, FRONT_POINTS)[1:]
-            spread = {round(i) for i in np.linspace(0, len(choices) - 1, CALIBRATIONS)} if choices else ()
-            plans += [tables.plan(choices[index]) for index in sorted(spread)]
-            known = [(plan, self._measure(plan)) for plan in plans]
+            known = [(plan, self._measure(plan)) for plan in (*plans, *_calibrations(tables))]
             forecast = tables.forecast.calibrated(known, self.changes.half_a_pixel)
             self.tables = dataclasses.replace(self.tables, forecast=forecast)
+
+    def _entries_alone(self, plans: Sequence[Plan]) -> list[tuple[str, Entry]]:
+        """Every entry that an option or one of the plans gives to a site, once."""
+        options = [option for group in self.tables.groups for option in group.options]
+        items = [item for option in (*options, *plans) for item in option.items()]
+        return [(site, entry) for site, entry in dict.fromkeys(items) if entry != NEUTRAL]
 
     def _measure(self, plan: Plan) -> np.ndarray:
         key = self._complete(plan).to_json()
@@ -298,6 +305,13 @@ class _Fit:
             for group, of_group in zip(self.groups, self.macs, strict=True)
         )
         return (self.tables.fixed + sum(costs)) / self.base
+
+
+def _calibrations(tables: _Tables) -> list[Plan]:
+    """Plans spread over the front, which are measured as a whole."""
+    choices = front(tables.prices, FRONT_POINTS)[1:]
+    spread = {round(i) for i in np.linspace(0, len(choices) - 1, CALIBRATIONS)} if choices else ()
+    return [tables.plan(choices[index]) for index in sorted(spread)]
 
 
 def _passes(model: SegmentationModel, arrays: Sequence[np.ndarray], resize: tuple[int, int] | None) -> Passes:
