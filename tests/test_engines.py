@@ -171,6 +171,7 @@ def test_eight_threads_make_one():
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_openvino(monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr(runners, "MAX_SIZES", 8)

@@ -721,6 +721,7 @@ def test_convert_publish_and_load_by_name(hub, official, tmp_path):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_uploads_that_fail(hub, tmp_path):
     folder = segzoo.save_pretrained(make(), tmp_path / "folder")
 
