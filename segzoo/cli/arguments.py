@@ -16,6 +16,13 @@ def positive(text: str) -> int:
     return value
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Which weights a model gets; `loading.trained_model` reads it."""
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
+    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
+    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """What a model is run by; `loading.score_maker_of` reads it."""
     parser.add_argument(

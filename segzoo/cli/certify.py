@@ -6,7 +6,7 @@ import argparse
 
 from .._errors import SegzooError
 from ..zoo.index import check_name
-from .arguments import positive
+from .arguments import add_weights, positive
 from .loading import trained_model
 from .output import print_json, print_table, progress
 
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reduction", nargs="+", metavar="PLAN", help="beside none (default: the model's presets)")
     parser.add_argument("--tolerance", type=float, default=0.01, help="of a stage, as a share of its largest value")
     parser.add_argument("--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: torch's)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
-    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
-    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> int:

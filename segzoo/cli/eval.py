@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.index import check_name
-from .arguments import positive
+from .arguments import add_weights, positive
 from .loading import find_device, trained_model
 from .output import print_json, print_table, progress
 
@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how images are shown (default: as the weights' row says); with +ms also at six scales and mirrored, "
         "with +flip mirrored; a wrong name lists all",
     )
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
-    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
-    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+    add_weights(parser)
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for results as JSON, CSV and PNG")
 

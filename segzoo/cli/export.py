@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..zoo.index import check_name
-from .arguments import positive
+from .arguments import add_weights
 from .loading import trained_model
 from .output import print_json
 
@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("onnx", "openvino", "pt2"), help="(default: by the ending of the file)")
     parser.add_argument("--with-mask", action="store_true", help="uint8 images in and class maps out, not scores")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
-    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
-    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+    add_weights(parser)
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict; part of the file")
 
 

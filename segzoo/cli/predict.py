@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .._errors import ImageError, SaveError, SegzooError
 from ..labels import load_labels
 from ..zoo.index import check_name
-from .arguments import DEFAULT_MODEL, add_engine, positive
+from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive
 from .inputs import Input, find_inputs, is_url
 from .loading import score_maker_of
 from .output import progress, say, say_error
@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="also images whose results exist (default: skip them)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or name.tag (default: %(default)s)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
-    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
-    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+    add_weights(parser)
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     parser.add_argument("--resize", type=positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")
     parser.add_argument("--mode", choices=("whole", "slide"), help="whole image or sliding window")

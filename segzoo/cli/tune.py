@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .._errors import SaveError
 from ..zoo.index import check_name
-from .arguments import positive
+from .arguments import add_weights, positive
 from .loading import find_device, trained_model
 from .output import print_json
 
@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--max-change", type=float, metavar="SHARE", help="changed pixels of the mask at most: 0.01")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for reduction.json and reduction.png")
     parser.add_argument("--overwrite", action="store_true", help="also where these exist")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to load instead of the published ones")
-    parser.add_argument("--force-download", action="store_true", help="fetch the weights anew")
-    parser.add_argument("--num-classes", type=positive, metavar="K", help="classes of the checkpoint")
+    add_weights(parser)
     parser.add_argument("--resize", type=positive, nargs=2, metavar=("H", "W"), help="exact size that the model sees")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
 
