@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder in a known layout, LAYOUT:DIR, a list file, 'scenes', or for keypoints 'car_corners'",
+        help="folder in a known layout, LAYOUT:DIR, a list file, 'scenes', 'context', or for keypoints 'car_corners'",
     )
     parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: val)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")

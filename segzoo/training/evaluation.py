@@ -43,7 +43,7 @@ from ..plans import Plan, current_plan, inference_reduction
 from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
 from ..preprocess import load_image, to_input
 from ..twins import eval_twin
-from .metrics import SMALL_CLASSES, ConfusionMatrix
+from .metrics import PAIRED_CLASSES, SMALL_CLASSES, ConfusionMatrix
 from .protocols import NamedProtocol
 from .reports import Evaluation
 
@@ -193,8 +193,9 @@ def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: s
 
 def _figures(confusion: ConfusionMatrix, labels: LabelSet) -> dict[str, float]:
     figures = {"mIoU": confusion.miou()}
-    if labels.name in SMALL_CLASSES:
-        figures["small mIoU"] = confusion.miou([labels.classes.index(name) for name in SMALL_CLASSES[labels.name]])
+    for kind, sets in (("small", SMALL_CLASSES), ("paired", PAIRED_CLASSES)):
+        if labels.name in sets:
+            figures[f"{kind} mIoU"] = confusion.miou([labels.classes.index(name) for name in sets[labels.name]])
     figures["pixel accuracy"] = confusion.pixel_accuracy()
     figures["mean accuracy"] = confusion.mean_accuracy()
     return figures
