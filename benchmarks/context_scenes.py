@@ -32,7 +32,14 @@ FIRST_HELD_OUT_SEED = 1_000_000
 PAIRED = [context.CLASSES.index(name) for name in context.PAIRED_CLASSES]
 OTHERS = [i for i in range(len(context.CLASSES)) if i not in PAIRED]
 ATTENTION = "edaformer_t"
-REDUCTIONS = ("base", '{"encoder": [2, 2, 1, 1]}', "decoder", "optimal", "fast")
+REDUCTIONS = (
+    "base",
+    '{"encoder": [2, 2, 1, 1]}',
+    *(f'{{"decoder.{level}": 2}}' for level in range(3)),
+    "decoder",
+    "optimal",
+    "fast",
+)
 
 
 class NearSighted(nn.Module):
