@@ -243,6 +243,9 @@ def test_what_far_sight_is_worth_is_the_measured():
     labels = {
         "base": "EDAFormer-T, base",
         '{"encoder": [2, 2, 1, 1]}': "encoder alone reduced",
+        '{"decoder.0": 2}': "decoder, 1/32 alone",
+        '{"decoder.1": 2}': "decoder, 1/16 alone",
+        '{"decoder.2": 2}': "decoder, 1/8 alone",
         "none": "seven convolutions",
     }
     for reduction, row in rows.items():
@@ -252,3 +255,5 @@ def test_what_far_sight_is_worth_is_the_measured():
     assert near < 1 / 3 < base - 0.15, "what the landscapes are for"
     lost = {name: 100 * (base - float(rows[name]["paired_miou"])) for name in ("decoder", "optimal", "fast")}
     assert f"lose {min(lost.values()):.0f} to {max(lost.values()):.0f} points" in " ".join(FIGURES.split())
+    harmless = [base - float(rows[name]["paired_miou"]) for name in labels if name not in ("none", '{"decoder.1": 2}')]
+    assert max(harmless) < 0.005, "half a point"
