@@ -261,13 +261,21 @@ class Malicious:
         return os.mkdir, ("executed",)
 
 
-def test_bad_checkpoints(predict, place, folder):
+def test_bad_checkpoints(predict, place, folder, capsys):
     place("street.png")
     files = {"evil.pth": pickle.dumps({"a": Malicious()}), "empty.safetensors": b"", "cut.safetensors": b"\x08" * 30}
+    files |= {f"text.{kind}": b"abc" for kind in ("pth", "pt", "bin", "pdparams", "zip")} | {"table.pth": b"a,b\n1,2\n"}
+    files |= {"model.onnx": b"\x08\x08\x12\x07pytorch"}
     for name, data in files.items():
         Path(name).write_bytes(data)
-        predict("street.png", "--checkpoint", name).refused(name)
+        done = predict("street.png", "--checkpoint", name)
+        done.refused(name)
+        assert main(["convert", name, "edaformer_t.ade20k", "-o", "converted"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("segzoo: error: ") and name in error
+        assert "weights_only" not in done.err + error  # torch's advice to run what is in the file
     predict("street.png", "--checkpoint", folder).refused("is a directory")
+    assert not Path("converted").exists()
     assert not Path("segzoo_masks").exists()
     assert not Path("executed").exists()
 
