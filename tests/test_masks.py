@@ -158,8 +158,8 @@ def test_the_last_class_fits_into_the_mask(K, dtype, size):
 
 
 def test_half_precision_is_widened_before_the_resize():
-    """Class 1 goes from 1 - 2^-8 to 1 + 2^-7 and wins where it is over 1, from a third of the way on; in bfloat16, whose
-    steps beyond 1 are 2^-7, it would tie there."""
+    """Class 1 goes from 1 - 2^-8 to 1 + 2^-7 and wins where it is over 1, from a third of the way on; in bfloat16, of
+    which 1 + 2^-7 is the next number after 1, it would tie there."""
     scores = torch.tensor([[1, 1], [1 - 2**-8, 1 + 2**-7]], dtype=torch.bfloat16)
     for rows, size in ((2, (1, 8)), (1, (2, 8))):  # so small that all scores are made, and not
         mask = class_map(Logits, scores.view(1, 2, 1, 2).expand(1, 2, rows, 2), size)

@@ -208,7 +208,7 @@ class GridMerge:
 
 
 GridEntry = Pool | OverlapPool | Window | GridMerge  # what they leave is a map again
-GRID_ENTRIES = (Pool, OverlapPool, Window, GridMerge)  # for isinstance where torch 2.4 compiles, which knows no unions
+GRID_ENTRIES = (Pool, OverlapPool, Window, GridMerge)  # for isinstance where torch 2.6 compiles, which knows no unions
 Matching = Bipartite | LocalGlobal | EnergyProtected | GridMerge | Neighbour2d | Neighbour1d
 Entry = GridEntry | Matching
 ENTRY_TYPES: tuple[type, ...] = typing.get_args(Entry)

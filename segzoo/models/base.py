@@ -53,7 +53,7 @@ class Pyramid:
         return self.maps[index]
 
 
-with warnings.catch_warnings():  # torch 2.4 warns of what it does itself here
+with warnings.catch_warnings():  # torch 2.6 warns of what it does itself here
     warnings.simplefilter("ignore", FutureWarning)
     torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
 
