@@ -79,7 +79,7 @@ mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them
 fuzz: $(VENV)/.stamp-test  ## hostile files into every reader, N=1000 each: does anything but a refusal come out?
 	SEGZOO_FUZZ_CASES=$(or $(N),1000) $(BIN)/python -m pytest -m slow -s tests/fuzz $(PYTEST_ARGS)
 
-# An environment of its own, of several gigabytes; torch 2.4 needs Python 3.12 or older.
+# An environment of its own, of several gigabytes; torch 2.6 needs Python 3.13 or older.
 test-oldest:  ## the fast tests with the oldest torch and timm that pyproject.toml allows
 	rm -rf build/oldest-env && mkdir -p build
 	$(PYTHON) -m venv build/oldest-env

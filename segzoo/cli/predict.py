@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive
 from .inputs import Input, find_inputs, is_url
 from .loading import score_maker_of
-from .output import progress, say, say_error
+from .output import Steps, progress, say, say_error, say_json
 
 if TYPE_CHECKING:
     from ..prediction import ScoreMaker
@@ -116,7 +115,8 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
     )
     if not args.json:
         say(describe_model(maker, args.checkpoint), sys.stderr)
-    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size)
+    looks = Steps(as_json=args.json, unit=" windows" if protocol.mode == "slide" else " views")
+    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size, looks)
     failed = 0
     bar = progress(outcomes, total=len(todo), as_json=args.json, unit=" images")
     for (item, files), outcome in zip(todo, bar, strict=True):
@@ -126,11 +126,15 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
             outcome.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
         except (ImageError, SaveError) as error:
             failed += 1
+            looks.close()
             say_error(error)
             if args.json:
-                say(json.dumps({"image": item.source, "error": str(error)}))
+                say_json({"image": item.source, "error": str(error)})
             continue
-        say(_json_line(outcome, files) if args.json else _text_line(outcome, files))
+        if args.json:
+            say_json({**outcome.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
+        else:
+            say(_text_line(outcome, files))
     return failed
 
 
@@ -146,10 +150,6 @@ def describe_model(model: ScoreMaker, checkpoint: str | None = None) -> str:
     return f"{model.name}, trained on {data}{terms}" + (f"; {row.advice}" if row.advice else "")
 
 
-def _json_line(result: Segmentation, files: SavedFiles) -> str:
-    return json.dumps({**result.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
-
-
 def _text_line(result: Segmentation, files: SavedFiles) -> str:
     """An image, its mask, and the six largest classes with their share."""
     largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
@@ -163,7 +163,7 @@ def _say_what_became(
     total = todo + len(skipped)
     if args.json:
         for item, files in skipped:
-            say(json.dumps({"image": item.source, "skipped": str(files.mask)}))
+            say_json({"image": item.source, "skipped": str(files.mask)})
     elif skipped or total > 1:
         parts = [f"{todo - failed} of {total} written to {args.output}"]
         parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []
