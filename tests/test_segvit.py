@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from golden_data import GOLDEN, golden_arrays, golden_input, golden_json, golden_state_dict
@@ -17,9 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segzoo
 from segzoo._errors import WeightsError
-from segzoo.models.keys import apply_rules
-from segzoo.models.swin import Swin, SwinConfig
-from segzoo.models.swin_weights import SWIN_RULES
 from segzoo.prediction import windows
 from segzoo.training.losses import ATMLoss
 from segzoo.zoo.checkpoint import to_own_layout
@@ -620,37 +616,6 @@ def test_position_embeddings_are_not_decayed():
 
 
 # --- Swin -----------------------------------------------------------------------------------------------------------
-
-
-def test_swin_features_are_timms():
-    reference = timm.create_model("swin_tiny_patch4_window7_224", img_size=256, features_only=True).eval()
-    whole = timm.create_model("swin_tiny_patch4_window7_224", img_size=256)
-    encoder = Swin(SwinConfig()).eval()
-    segzoo.load_weights(encoder, whole.state_dict())
-    state = {key.replace("layers_", "layers."): tensor for key, tensor in reference.state_dict().items()}
-    segzoo.load_weights(encoder, {**state, "norm.weight": torch.ones(768), "head.fc.bias": torch.ones(1000)})
-    x = image(1, 3, 256, 256).float()
-    with torch.no_grad():
-        for own, theirs in zip(encoder.forward_features(x), reference(x), strict=True):
-            torch.testing.assert_close(own, theirs.permute(0, 3, 1, 2), rtol=0, atol=1e-5)
-
-
-def test_swin_shifts_the_windows_of_all_stages():
-    """Of 7 x 7 tokens every second block moves its windows by 3, the last stage's too; timm's own at 224 has none."""
-    shifts = [block.shift_size for layer in Swin(SwinConfig()).body.layers for block in layer.blocks]
-    assert shifts == [(0, 0), (3, 3)] * 6
-
-
-def test_original_swin_files_load_too():
-    encoder = Swin(SwinConfig())
-    state = {key.removeprefix("body."): tensor for key, tensor in encoder.state_dict().items()}
-    original = {}
-    for key, tensor in state.items():
-        level = int(key.split(".")[1]) if ".downsample." in key else 0
-        original[key.replace(f"layers.{level}.downsample", f"layers.{level - 1}.downsample")] = tensor
-    original["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    assert original.keys() != state.keys()
-    assert apply_rules(original, SWIN_RULES).keys() == encoder.state_dict().keys()
 
 
 def test_swin_segments_any_size_on_the_finest_grid(swin):
