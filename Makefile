@@ -116,7 +116,7 @@ from pathlib import Path
 import segzoo
 source, installed = Path(sys.argv[1]).resolve(), Path(segzoo.__file__).resolve().parent
 assert installed != source and Path(sys.prefix).resolve() in installed.parents, f"not the installed package: {installed}"
-patterns = ("py.typed", "**/*.py", "labels/*.json", "weights/*", "zoo/index.json")
+patterns = ("py.typed", "**/*.py", "labels/*.json", "training/recipes/*.json", "weights/*", "zoo/index.json")
 for pattern in patterns:
     wanted = {p.relative_to(source) for p in source.glob(pattern) if p.is_file() and not p.name.startswith(".")}
     missing = sorted(str(p) for p in wanted if not (installed / p).is_file())

@@ -99,3 +99,16 @@ def test_a_saved_plan_is_in_force(info, tmp_path):
     segzoo.save_pretrained(model, tmp_path / "saved")
     said = json.loads(info(f"local-dir:{tmp_path / 'saved'}", "--size", "64", "64", "--json"))
     assert said["reduction"]["encoder.0"] == 2
+
+
+def test_options_of_the_config(info, capsys):
+    said = json.loads(info("edaformer_t", "--option", "decoder_mixer=conv", "encoder=pvt_v2_b0", "--json"))
+    model = segzoo.create_model("edaformer_t.scenes", decoder_mixer="conv", encoder="pvt_v2_b0")
+    assert said["params"] == sum(parameter.numel() for parameter in model.parameters())
+    said = json.loads(info("test_segvit", "--size", "64", "64", "--option", "stages=[1,3]", "--json"))
+    assert said["macs"] == segzoo.cost(segzoo.create_model("test_segvit", stages=(1, 3)), (64, 64)).macs
+    assert main(["info", "test_segvit", "--option", "stage=3"]) == 2
+    assert "no option 'stage'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["info", "test_segvit", "--option", "stages"])
+    assert "stages is not NAME=VALUE" in capsys.readouterr().err
