@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", metavar="NAME", help="a paper's, or a .json file (default: that of the model's paper)"
     )
     recipe.add_argument("--lr", type=float, metavar="RATE")
-    recipe.add_argument("--steps", type=positive, metavar="N", help="of the optimizer")
+    recipe.add_argument("--steps", type=positive, metavar="N", help="of the optimizer; the warm-up shrinks with it")
     recipe.add_argument("--batch-size", type=positive, metavar="N", help="images a step, of all processes together")
     recipe.add_argument("--accumulation", type=positive, metavar="N", help="parts in which a process takes its share")
     recipe.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"))
@@ -114,6 +114,8 @@ def _recipe(args: argparse.Namespace, data: Any) -> Recipe:
             raise SegzooError(f"--set {text}: write NAME=VALUE, such as --set ema_decay=0.999")
         values[key.strip().replace("-", "_")] = _value(value.strip())
     values |= {name: getattr(args, name) for name in SHORT_CUTS if getattr(args, name) is not None}
+    if args.steps is not None:
+        recipe = recipe.lasting(args.steps)
     return recipe.with_values(values)
 
 
