@@ -30,6 +30,7 @@ def test_from_pictures_to_a_model(street, capsys):
     assert main(words) == 0
     said = capsys.readouterr()
     assert "the model of step" in said.out and "mIoU" in said.out
+    assert "test_segformer from scratch, recipe segformer: 2 steps of 2 of 3 images, validated on 2" in said.err
     assert "step 2/2  loss" in said.err and "0 s left" in said.err
     assert segzoo.create_model("local-dir:run").pretrained_cfg.label_set == "scenes"
     recipe = json.loads(Path("run/recipe.json").read_text())
