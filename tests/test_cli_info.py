@@ -66,8 +66,11 @@ def test_figures_with_protocol_reduction_and_doubt(info):
     assert "trained with the reduction; arXiv 2405.14467, Table III" in text
     text = info("edaformer_b.ade20k", "--size", "64", "64")
     assert "single scale, whole image; arXiv 2407.17261, Tables 1 and 4; could not be confirmed" in text
-    assert "how to get them: download the checkpoint from the Google Drive folder" in text
-    assert "not published in a loadable form" in text
+    assert (
+        "from: the authors' folder https://drive.google.com/drive/folders/1hiAFQcfH9qd37WOc1_HMB0vKzbY-IWrO\n" in text
+    )
+    assert "how to get them: pip install 'segzoo[drive]', then pretrained=True finds the file there by its name" in text
+    assert "not published in a loadable form" in info("edaformer_mit_b0.ade20k", "--size", "64", "64")
 
 
 def test_costs_that_the_paper_counts_otherwise_say_how(info):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +43,15 @@ def say_error(error: object) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
+
+
+def fitted(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Lines broken between words where they are longer than the terminal is wide, what is broken off indented."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        yield from textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [line]
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
