@@ -102,3 +102,14 @@ def test_a_saved_plan_is_in_force(info, tmp_path):
     segzoo.save_pretrained(model, tmp_path / "saved")
     said = json.loads(info(f"local-dir:{tmp_path / 'saved'}", "--size", "64", "64", "--json"))
     assert said["reduction"]["encoder.0"] == 2
+
+
+def test_on_a_terminal_lines_are_broken_between_words(info, monkeypatch):
+    plain = info("edaformer_b", "--size", "64", "64")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    broken = info("edaformer_b", "--size", "64", "64")
+    assert broken.split() == plain.split()
+    assert max(map(len, plain.splitlines())) > 80
+    assert all(len(line) <= 80 or "https://" in line for line in broken.splitlines())
+    assert "  how to get them: pip install 'segzoo[drive]', then pretrained=True finds the\n      file there by" in broken
