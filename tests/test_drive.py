@@ -122,6 +122,7 @@ def test_the_authors_checkpoint_becomes_the_model(drive, cache, official, caplog
     assert drive.requests == []
 
 
+@pytest.mark.slow
 def test_the_encoder_comes_with_its_classifier(drive):
     manifest = [*golden_json("eft_t_encoder")["state_dict"], ["head.weight", [1000, 256]], ["head.bias", [1000]]]
     state = {

@@ -171,7 +171,7 @@ def test_lines_need_both_ends_and_join_the_sides_in_yellow():
 
 
 def test_lists_and_batches(tmp_path):
-    model = segzoo.create_model("test_segformer_keypoints").eval()
+    model = segzoo.create_model("test_segformer_keypoints", pretrained_cfg_overlay={"resize": "none"}).eval()
     model.weights_state = "pretrained"
     noise = np.random.default_rng(0).integers(0, 255, (3, 70, 90, 3), dtype=np.uint8)
     images = [noise[0], noise[1, :40], noise[2]]
@@ -242,7 +242,7 @@ def test_segformerpp_names_are_the_keypoint_models_with_a_preset(preset):
 def saved(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    model = segzoo.create_model("test_segformer_keypoints")
+    model = segzoo.create_model("test_segformer_keypoints", pretrained_cfg_overlay={"resize": "none"})
     nn.init.normal_(model.get_classifier().weight, std=0.5)
     model.weights_state = "pretrained"
     segzoo.save_pretrained(model, folder)
