@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     args = parser.parse_args()
+    if args.scenes > FIRST_HELD_OUT_SEED:
+        parser.error(f"--scenes {args.scenes}: from {FIRST_HELD_OUT_SEED} on they are held out for the evaluation")
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

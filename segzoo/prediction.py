@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import typing
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, floor, isfinite
 from typing import Any, NamedTuple, cast, overload
 
@@ -33,6 +34,9 @@ from .twins import eval_twin
 
 MAX_SCALE = 64
 MAX_WINDOWS = 10_000  # of one image; 8192 x 8192 pixels in windows of 512 with stride 256 are 961
+
+# Is told how many looks at an image (windows of all views) are done, and of how many: 0 first, then after each.
+OnLook = Callable[[int, int], object]
 
 _Result = typing.TypeVar("_Result")
 _log = logging.getLogger("segzoo")
@@ -405,14 +409,17 @@ class ModelScores:
 
 
 @torch.inference_mode()
-def segment_one(maker: ScoreMaker, source: ImageSource, protocol: Protocol) -> Segmentation:
+def segment_one(
+    maker: ScoreMaker, source: ImageSource, protocol: Protocol, on_look: OnLook | None = None
+) -> Segmentation:
     image_HWC = load_image(source, maker.in_chans)
     size = (image_HWC.shape[0], image_HWC.shape[1])
     seen_size = model_size(size, maker.row, protocol.resize)
     if protocol.in_one_look:
         (view,) = views(maker, image_HWC, seen_size, protocol)
         return _segmentation(maker, source, image_HWC, maker.upscaler, maker.head_output(view.x))
-    return _segmentation(maker, source, image_HWC, AVERAGED, mean_of_views(maker, image_HWC, seen_size, protocol))
+    scores_BKHW = mean_of_views(maker, image_HWC, seen_size, protocol, on_look)
+    return _segmentation(maker, source, image_HWC, AVERAGED, scores_BKHW)
 
 
 def _segmentation(
@@ -435,11 +442,19 @@ def _segmentation(
 
 
 def segment_many(
-    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol, batch_size: int
+    maker: ScoreMaker,
+    sources: Sequence[ImageSource],
+    protocol: Protocol,
+    batch_size: int,
+    on_look: OnLook | None = None,
 ) -> Iterator[Segmentation | ImageError]:
-    """What becomes of each image, in order; `batch_size` of them are read at a time."""
+    """What becomes of each image, in order; `batch_size` of them are read at a time.
+
+    Args:
+        on_look: told of each image that takes several looks.
+    """
     for some in _batches(sources, batch_size):
-        yield from _segment_batch(maker, some, protocol)
+        yield from _segment_batch(maker, some, protocol, on_look)
 
 
 def _batches(sources: Sequence[ImageSource], batch_size: int) -> Iterator[Sequence[ImageSource]]:
@@ -451,14 +466,14 @@ def _batches(sources: Sequence[ImageSource], batch_size: int) -> Iterator[Sequen
 
 @torch.inference_mode()
 def _segment_batch(
-    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol
+    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol, on_look: OnLook | None
 ) -> list[Segmentation | ImageError]:
     outcomes: dict[int, Segmentation | ImageError] = {}
     together: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # size seen -> images, by their places
     for i, source in enumerate(sources):
         try:
             if len(sources) == 1 or not protocol.in_one_look:
-                outcomes[i] = segment_one(maker, source, protocol)
+                outcomes[i] = segment_one(maker, source, protocol, on_look)
                 continue
             image_HWC = load_image(source, maker.in_chans)
             size = model_size((image_HWC.shape[0], image_HWC.shape[1]), maker.row, protocol.resize)
@@ -577,22 +592,35 @@ class View(NamedTuple):
 
 def views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Iterator[View]:
     """The image at every scale of the protocol, and the mirror image of each where it flips."""
-    divisor = maker.row.size_divisor if protocol.resize is None else 1
-    for scale in protocol.scales:
-        x_BCHW = to_input(image_HWC, _scaled(seen_size, scale, divisor), maker.row, maker.like)
+    for size in _view_sizes(maker, seen_size, protocol):
+        x_BCHW = to_input(image_HWC, size, maker.row, maker.like)
         yield View(x_BCHW, mirrored=False)
         if protocol.flip:
             yield View(x_BCHW.flip(-1), mirrored=True)
 
 
-def mean_of_views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Tensor:
+def _view_sizes(maker: ScoreMaker, seen_size: tuple[int, int], protocol: Protocol) -> list[tuple[int, int]]:
+    """(H, W) at which the model sees the image, a scale after the other."""
+    divisor = maker.row.size_divisor if protocol.resize is None else 1
+    return [_scaled(seen_size, scale, divisor) for scale in protocol.scales]
+
+
+def mean_of_views(
+    maker: ScoreMaker,
+    image_HWC: np.ndarray,
+    seen_size: tuple[int, int],
+    protocol: Protocol,
+    on_look: OnLook | None = None,
+) -> Tensor:
     """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
     total_BKHW: Tensor | None = None
+    looked = _counter(on_look, num_looks(_view_sizes(maker, seen_size, protocol), protocol))
     for view in views(maker, image_HWC, seen_size, protocol):
         if protocol.mode == "slide":
-            scores_BKHW = resize_map(slide(maker, view.x, protocol), seen_size)
+            scores_BKHW = resize_map(slide(maker, view.x, protocol, looked), seen_size)
         else:
             scores_BKHW = maker.upscaler.to_size(maker.head_output(view.x), seen_size)
+            looked()
         if protocol.num_views == 1:
             return scores_BKHW
         if maker.upscaler.score_kind == "logits":
@@ -603,8 +631,33 @@ def mean_of_views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int
     return cast(Tensor, total_BKHW).div_(protocol.num_views)
 
 
-def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
-    """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
+def num_looks(view_sizes: Sequence[tuple[int, int]], protocol: Protocol) -> int:
+    """How often the model runs for an image that it sees at these sizes: windows of all views, mirrored ones too."""
+    mirrors = 2 if protocol.flip else 1
+    if protocol.mode == "whole":
+        return mirrors * len(view_sizes)
+    return mirrors * sum(num_windows(size, protocol.crop, protocol.stride) for size in view_sizes)
+
+
+def _counter(on_look: OnLook | None, total: int) -> Callable[[], None]:
+    """What to call after each look, so that `on_look` is told."""
+    if on_look is None:
+        return lambda: None
+    on_look(0, total)
+    done = itertools.count(1)
+
+    def looked() -> None:
+        on_look(next(done), total)
+
+    return looked
+
+
+def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol, looked: Callable[[], None] = lambda: None) -> Tensor:
+    """Mean over windows of the scores at input size, the last window of a row or column flush with the border.
+
+    Args:
+        looked: called after each window.
+    """
     total_BKHW: Tensor | None = None
     count_HW = torch.zeros(x_BCHW.shape[2:])
     check_windows(x_BCHW.shape[2:], protocol.crop, protocol.stride)
@@ -616,6 +669,7 @@ def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
             count_HW = scores_BKHW.new_zeros(x_BCHW.shape[2:])
         total_BKHW[:, :, rows, columns] += scores_BKHW
         count_HW[rows, columns] += 1
+        looked()
     return cast(Tensor, total_BKHW).div_(count_HW)
 
 
@@ -633,12 +687,16 @@ def starts(side: int, window: int, step: int) -> list[int]:
     return [*range(0, max(0, side - window), step), max(0, side - window)]
 
 
+def num_windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> int:
+    rows, columns = (len(starts(*sides)) for sides in zip(size, crop, stride, strict=True))
+    return rows * columns
+
+
 def check_windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> None:
     """Raises ImageError if an image of (H, W) would be seen in more windows than can be meant."""
-    rows, columns = (len(starts(*sides)) for sides in zip(size, crop, stride, strict=True))
-    if rows * columns > MAX_WINDOWS:
+    if (count := num_windows(size, crop, stride)) > MAX_WINDOWS:
         raise ImageError(
-            f"the image at {size[0]} x {size[1]} pixels would be seen in {rows * columns:,} windows of {crop[0]} x "
+            f"the image at {size[0]} x {size[1]} pixels would be seen in {count:,} windows of {crop[0]} x "
             f"{crop[1]}, more than {MAX_WINDOWS:,}; give a larger crop and stride, or mode='whole'"
         )
 

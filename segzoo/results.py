@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LEGEND_CLASSES = 40  # the largest; a legend of more would bury the picture
 SHOWN_PIXELS = 1600  # long side of what a notebook shows
+PHOTO_COMPRESSION = 2  # zlib's level; of a photograph its usual 6 takes four times as long for a seventh less
 MIN_SCORE = 0.3  # of the keypoints that are drawn: a sure one has about 1
 # Of the person's left and right side and of what is on neither; vermilion and blue, which the colour-blind tell apart.
 SIDES = {"left": (0, 114, 178), "right": (213, 60, 0), "": (240, 228, 66)}
@@ -192,7 +193,7 @@ class Segmentation:
         write_files(
             {
                 files.mask: lambda place: _save_png(visualize.palette_image(self.mask, self.label_set), place),
-                files.overlay: lambda place: _save_png(picture, place),
+                files.overlay: lambda place: picture.save(place, format="PNG", compress_level=PHOTO_COMPRESSION),
                 files.classes: lambda place: place.write_text(json.dumps(self.to_dict(), indent=1) + "\n"),
             },
             overwrite=overwrite,
@@ -302,7 +303,7 @@ class Pose:
         picture = self.overlay(min_score)
         write_files(
             {
-                files.picture: lambda place: _save_png(picture, place),
+                files.picture: lambda place: picture.save(place, format="PNG", compress_level=PHOTO_COMPRESSION),
                 files.keypoints: lambda place: place.write_text(json.dumps(self.to_dict(), indent=1) + "\n"),
             },
             overwrite=overwrite,

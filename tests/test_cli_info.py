@@ -112,4 +112,19 @@ def test_on_a_terminal_lines_are_broken_between_words(info, monkeypatch):
     assert broken.split() == plain.split()
     assert max(map(len, plain.splitlines())) > 80
     assert all(len(line) <= 80 or "https://" in line for line in broken.splitlines())
-    assert "  how to get them: pip install 'segzoo[drive]', then pretrained=True finds the\n      file there by" in broken
+    assert (
+        "  how to get them: pip install 'segzoo[drive]', then pretrained=True finds the\n      file there by" in broken
+    )
+
+
+def test_options_of_the_config(info, capsys):
+    said = json.loads(info("edaformer_t", "--option", "decoder_mixer=conv", "encoder=pvt_v2_b0", "--json"))
+    model = segzoo.create_model("edaformer_t.scenes", decoder_mixer="conv", encoder="pvt_v2_b0")
+    assert said["params"] == sum(parameter.numel() for parameter in model.parameters())
+    said = json.loads(info("test_segvit", "--size", "64", "64", "--option", "stages=[1,3]", "--json"))
+    assert said["macs"] == segzoo.cost(segzoo.create_model("test_segvit", stages=(1, 3)), (64, 64)).macs
+    assert main(["info", "test_segvit", "--option", "stage=3"]) == 2
+    assert "no option 'stage'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["info", "test_segvit", "--option", "stages"])
+    assert "stages is not NAME=VALUE" in capsys.readouterr().err

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._errors import SegzooError
 from ..zoo.index import WILDCARDS, ListedModel, ListedRow, known_models, known_rows, list_models, list_pretrained
-from .output import Group, print_groups, print_json
+from .output import Group, print_groups, print_json, terminal_width
 
 SUMMARY = "list models, or with --pretrained every row of weights"
-WIDTH_WITHOUT_TERMINAL = (120, 24)
 COMMERCIAL = {True: "any", False: "nc", None: "ask"}
 METRIC_HEADS = {"miou": "mIoU", "top1": "top-1"}
 LEGEND = {
@@ -47,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print_json([_weights_json(name) if args.pretrained else _model_json(name) for name in names])
         return 0
     groups, marks = _weights_groups(names) if args.pretrained else _model_groups(names)
-    print_groups(groups, width=shutil.get_terminal_size(WIDTH_WITHOUT_TERMINAL).columns)
+    print_groups(groups, width=terminal_width())
     notes = [note for mark, note in LEGEND.items() if mark in marks]
     if notes:
         print("\n" + "\n".join(notes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive
 from .inputs import Input, find_inputs, is_url
 from .loading import score_maker_of
-from .output import progress, say, say_error
+from .output import Steps, progress, say, say_error, say_json
 
 if TYPE_CHECKING:
     from ..prediction import ScoreMaker
@@ -156,13 +155,14 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
     )
     if not args.json:
         say(describe_model(maker, args.checkpoint), sys.stderr)
-    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size)
+    looks = Steps(as_json=args.json, unit=" windows" if protocol.mode == "slide" else " views")
+    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size, looks)
 
     def save(result: Segmentation, files: SavedFiles) -> str:
         result.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
         return _text_line(result, files)
 
-    return _save_all(args, todo, outcomes, save)
+    return _save_all(args, todo, outcomes, save, looks)
 
 
 def _find_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedPose]]) -> int:
@@ -191,11 +191,13 @@ def _save_all(
     todo: Sequence[tuple[Input, Any]],
     outcomes: Iterable[Any],
     save: Callable[[Any, Any], str],
+    looks: Steps | None = None,
 ) -> int:
     """Save and report what became of each image as it comes; returns how many failed.
 
     Args:
         save: writes a result to its places, and returns the line that reports it.
+        looks: the bar of the image that is worked on.
     """
     failed = 0
     bar = progress(outcomes, total=len(todo), as_json=args.json, unit=" images")
@@ -206,11 +208,16 @@ def _save_all(
             line = save(outcome, files)
         except (ImageError, SaveError) as error:
             failed += 1
+            if looks is not None:
+                looks.close()
             say_error(error)
             if args.json:
-                say(json.dumps({"image": item.source, "error": str(error)}))
+                say_json({"image": item.source, "error": str(error)})
             continue
-        say(_json_line(outcome, files) if args.json else line)
+        if args.json:
+            say_json({**outcome.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
+        else:
+            say(line)
     return failed
 
 
@@ -226,10 +233,6 @@ def describe_model(model: ScoreMaker, checkpoint: str | None = None) -> str:
     return f"{model.name}, trained on {data}{terms}" + (f"; {row.advice}" if row.advice else "")
 
 
-def _json_line(result: Segmentation | Pose, files: SavedFiles | SavedPose) -> str:
-    return json.dumps({**result.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
-
-
 def _text_line(result: Segmentation, files: SavedFiles) -> str:
     """An image, its mask, and the six largest classes with their share."""
     largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
@@ -243,7 +246,7 @@ def _say_what_became(
     total = todo + len(skipped)
     if args.json:
         for item, files in skipped:
-            say(json.dumps({"image": item.source, "skipped": str(files[0])}))
+            say_json({"image": item.source, "skipped": str(files[0])})
     elif skipped or total > 1:
         parts = [f"{todo - failed} of {total} written to {args.output}"]
         parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []

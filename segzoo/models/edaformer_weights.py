@@ -6,7 +6,16 @@ import dataclasses
 
 from .eft_weights import DRIVE, ENCODER_RULES, SIZES, drive_files
 from .keys import Drop, Layout, Prefixed, Rename, Squeeze
-from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, SLIDE_1024, WHOLE, PretrainedCfg, PublishedScore, scores
+from .rows import (
+    MMSEG_ADE20K,
+    MMSEG_CITYSCAPES,
+    OWN_MEASUREMENT,
+    SLIDE_1024,
+    WHOLE,
+    PretrainedCfg,
+    PublishedScore,
+    scores,
+)
 
 # attn4, attn44, attn444 are the blocks on c4, attn3 and attn33 those on c3, attn2 the one on c2.
 OFFICIAL_RULES = (
@@ -28,7 +37,7 @@ _OFFICIAL = {"recommended_reduction": "optimal", "origin": _ORIGIN, **DRIVE}
 _ADE20K = dataclasses.replace(MMSEG_ADE20K, **_OFFICIAL)
 _CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **_OFFICIAL)
 _COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
-# Trained by benchmarks/train_scenes.py; accuracy in benchmarks/results.
+# Trained by a script that is now the recipe `scenes` (see there); accuracy in benchmarks/results.
 _SCENES = PretrainedCfg(
     state="bundled",
     file="edaformer_t.scenes.safetensors",
@@ -49,7 +58,7 @@ _SCENES = PretrainedCfg(
         {"base": 89.04, "decoder": 89.05, "optimal": 89.03, "fast": 89.01},
         protocol=f"200 rendered scenes of 256x512, {WHOLE}",
         source="benchmarks/results/scenes_edaformer_t.scenes_256x512_cpu1.csv",
-        confirmed_by="segzoo's own measurement",
+        confirmed_by=OWN_MEASUREMENT,
     ),
 )
 _TABLES = "arXiv 2407.17261, Tables 1 and 4"

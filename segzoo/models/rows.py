@@ -36,6 +36,8 @@ RANGES = {
 MAX_CHANS = 2**10  # for which mean and std are given
 MAX_STATISTIC = 1e6  # in units of the largest value of a pixel
 
+OWN_MEASUREMENT = "segzoo's own measurement"  # as what confirms a figure
+
 WHOLE = "single scale, whole image"
 SLIDE_1024 = "single scale, sliding window 1024 stride 768"
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .._version import __version__
 from ..models.base import Model
-from ..models.rows import METRICS, PretrainedCfg, PublishedScore, label_names
+from ..models.rows import METRICS, OWN_MEASUREMENT, PretrainedCfg, PublishedScore, label_names
 from ..models.segmenter import SegmentationModel
 from ..zoo.config import CONFIG_NAME, config_to_dict, read_config
 
@@ -107,7 +107,8 @@ def _accuracy(row: PretrainedCfg) -> str:
         source += f" (confirmed by {score.confirmed_by})" if score.confirmed_by else " (could not be confirmed)"
         cells = (str(score.value), METRICS[score.metric], reduction, score.protocol or "not stated", source)
         lines.append(f"| {' | '.join(cells)} |")
-    return "As published, not measured anew.\n\n" + "\n".join(lines)
+    own = all(score.confirmed_by == OWN_MEASUREMENT for score in row.published)
+    return ("Measured by segzoo." if own else "As published, not measured anew.") + "\n\n" + "\n".join(lines)
 
 
 def _what_it_is(model: Model, row: PretrainedCfg) -> str:

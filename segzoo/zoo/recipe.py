@@ -134,12 +134,13 @@ def create_model(
     return model
 
 
-def blueprint(name: str, *, num_classes: int | None = None) -> Model:
+def blueprint(name: str, *, num_classes: int | None = None, options: Mapping[str, Any] | None = None) -> Model:
     """The model of any kind of name on the meta device, without its weights; of a saved one only the config is fetched.
 
-    Args and Raises as `create_model`. The model of "variant" alone is that of its default weights.
+    Args and Raises as `create_model`, whose other options are `options`. The model of "variant" alone is that of its
+    default weights.
     """
-    request = Request(name=name, num_classes=num_classes)
+    request = Request(name=name, num_classes=num_classes, options=options or {})
     if name.startswith(SAVED_PREFIXES):
         recipe = _of_config(request, saved_config_file(name), None)
     else:
