@@ -20,6 +20,7 @@ from segzoo.cli import main
 from segzoo.cli.inputs import Input, find_inputs
 from segzoo.cli.predict import output_files
 from segzoo.data import scenes
+from segzoo.results import SavedFiles
 
 
 @pytest.fixture(scope="session")
@@ -420,7 +421,7 @@ def named(*stems: str) -> list[Input]:
 
 
 def test_results_have_names_of_their_own():
-    places = output_files(named("a", "a_overlay", "a", "b_overlay", "b", "a-2", "a"), Path("out"))
+    places = output_files(named("a", "a_overlay", "a", "b_overlay", "b", "a-2", "a"), Path("out"), SavedFiles.of)
     assert [files.mask.name for files in places] == [
         *("a.png", "a_overlay-2.png", "a-2.png", "b_overlay.png", "b-2.png", "a-2-2.png", "a-3.png")
     ]
@@ -446,6 +447,6 @@ def calls(work) -> int:
 def test_names_of_many_images_take_linear_time():
     """`*/img.png`: every image has the same stem."""
     small, large = (named(*["img"] * n) for n in (200, 2000))
-    output_files(small, Path("out"))
-    work = [calls(lambda items=items: output_files(items, Path("out"))) for items in (small, large)]
+    output_files(small, Path("out"), SavedFiles.of)
+    work = [calls(lambda items=items: output_files(items, Path("out"), SavedFiles.of)) for items in (small, large)]
     assert work[1] < 11 * work[0]

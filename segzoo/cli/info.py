@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.index import check_name
 from .arguments import named_value, positive
-from .output import print_json
+from .output import in_lines, print_json
 
 if TYPE_CHECKING:
     from ..costing import Cost
@@ -56,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         print_json(subject.as_dict())
+    elif sys.stdout.isatty():
+        for line in subject.lines():
+            print(in_lines(line, " " * (len(line) - len(line.lstrip()) + 4)))
     else:
         print("\n".join(subject.lines()))
     return 0
@@ -171,6 +175,8 @@ def _place(row: PretrainedCfg) -> str:
     if row.state == "hub":
         file = f", {row.hf_hub_filename}" if row.hf_hub_filename else ""
         return f"https://huggingface.co/{row.hf_hub_id} at {row.hf_revision or 'main'}{file}"
+    if row.state == "drive":
+        return f"the authors' folder https://drive.google.com/drive/folders/{row.drive_folder}"
     return row.url or "not published in a loadable form"
 
 

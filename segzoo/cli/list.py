@@ -16,6 +16,7 @@ METRIC_HEADS = {"miou": "mIoU", "top1": "top-1"}
 LEGEND = {
     "(": "( ): not published; `segzoo info NAME.TAG` says how to get the weights",
     "?": "?: a published figure that could not be confirmed; `segzoo info NAME.TAG`",
+    "drive": "drive: Google Drive, by pip install 'segzoo[drive]'; see `segzoo info NAME.TAG`",
     "unpublished": "unpublished: `segzoo info NAME.TAG` says how to get the weights",
     "use": "use: any = commercial too, nc = not commercial, ask = terms not stated",
 }
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("filter", nargs="*", default=["*"], help="parts of names, or wildcards such as 'edaformer_?'")
     parser.add_argument("--pretrained", action="store_true", help="list weights (name.tag) instead of models")
     parser.add_argument(
-        "--source", choices=("bundled", "hub", "url", "unpublished"), help="with --pretrained: only these"
+        "--source", choices=("bundled", "hub", "url", "drive", "unpublished"), help="with --pretrained: only these"
     )
     parser.add_argument("--license", metavar="ID", help="with --pretrained: only this licence, such as apache-2.0")
     parser.add_argument(

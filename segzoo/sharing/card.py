@@ -132,8 +132,8 @@ def _what_it_is(model: Model, row: PretrainedCfg) -> str:
 def _usage(model: Model) -> str:
     made = f'model = segzoo.create_model("hf-hub:{PLACEHOLDER}").eval()  # or "local-dir:PATH"\n'
     if _finds_keypoints(model) and model.in_chans == 3:
-        found = 'xy, score = predict_keypoints(model, "image.jpg")  # (K, 2) in pixels, and (K,)'
-        return f"import segzoo\nfrom segzoo.prediction import predict_keypoints\n\n{made}{found}"
+        found = 'pose = segzoo.predict_keypoints(model, "image.jpg")  # pose.xy (K, 2) in pixels, pose.score (K,)'
+        return f'import segzoo\n\n{made}{found}\npose.save("keypoints.png")'
     if isinstance(model, SegmentationModel) and model.in_chans == 3:
         return f'import segzoo\n\n{made}result = segzoo.predict(model, "image.jpg")\nresult.save("mask.png")'
     size = ", ".join(map(str, (1, model.in_chans, 224, 224)))

@@ -17,7 +17,6 @@ from ..models.rows import PretrainedCfg
 
 # Options of timm's models that segzoo's have not: the value that asks for nothing, and what to do instead.
 _ONLY_TIMMS: dict[str, tuple[Any, str]] = {
-    "cache_dir": (None, "set HF_HOME for files of the Hub and SEGZOO_CACHE for those of other places"),
     "drop_rate": (0.0, "there is no dropout before the classifier of this family; leave it out"),
     "global_pool": ("avg", "an encoder's head takes the mean, and features_only=True gives the maps"),
     "scriptable": (False, "they are exported by torch.export or torch.jit.trace"),
@@ -154,7 +153,7 @@ def overlay_row(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) ->
     if not overlay:
         return row
     row = row or PretrainedCfg()
-    source = ("file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url")
+    source = ("file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "drive_folder", "drive_files")
     if any(name in overlay and overlay[name] != getattr(row, name) for name in source):
         overlay = {"sha256": None, "size": None, **overlay}  # those known belong to the other file
     return override(row, overlay, "pretrained_cfg_overlay")
