@@ -173,7 +173,7 @@ def fixed_program(form: HeadForm, shape: Sequence[int]) -> Program:
 
 
 def _recorded(form: HeadForm, examples: tuple[Tensor, ...], dims: Mapping[str, Any] | None) -> ExportedProgram:
-    if torch.__version__ < OLDEST_TORCH:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
         raise SegzooError(
             f"recording a model for an engine or into a file needs torch {oldest} or newer, not {torch.__version__}"
