@@ -46,7 +46,7 @@ LEAVES = ROOMS[-1]
 # every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family: of
 # SegViT the segmenter's, which no other segmenter may import, and of RTFormer the encoder's.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
-ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
+ENCODERS = ("eft", "mit", "pvt", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
 FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features", "fields")
 RECORDS_MAY_IMPORT = ("segzoo.models.keys", "segzoo.models.rows", "segzoo._errors")
 KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")
@@ -54,7 +54,6 @@ KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")
 DOWNLOADER = "segzoo.zoo.download"  # the package
 SHARING = "segzoo.sharing"
 UPLOADER = "segzoo.sharing.uploading"
-TIMM_CREATOR = "segzoo.models.swin"  # wraps timm's Swin until it is written here
 
 # Modules that can fetch a file (urllib.parse and urllib.error cannot).
 NETWORK = (
@@ -234,7 +233,7 @@ def foreign_complaint(module: str, use: Use) -> str | None:
     if within(name, HUB):
         return hub_complaint(module, name.split("."))
     if within(name, "timm") and not within(module, "segzoo.interop"):
-        return timm_complaint(module, use)
+        return timm_complaint(use)
     return None
 
 
@@ -249,15 +248,13 @@ def hub_complaint(module: str, parts: list[str]) -> str | None:
     return None
 
 
-def timm_complaint(module: str, use: Use) -> str | None:
-    may_create = module == TIMM_CREATOR
-    if use.name in ("timm", "timm.layers") or (may_create and use.name == "timm.create_model"):
+def timm_complaint(use: Use) -> str | None:
+    if use.name in ("timm", "timm.layers"):
         return None
     name = use.name.removeprefix("timm.layers.").partition(".")[0]
     if within(use.name, "timm.layers") and not name.startswith("_") and exported_by_timm_layers(name):
         return None
-    extra = " (and timm.create_model)" if may_create else ""
-    return f"uses {use.name}: only the public names of timm.layers{extra} may be used outside segzoo/interop"
+    return f"uses {use.name}: only the public names of timm.layers may be used outside segzoo/interop"
 
 
 def exported_by_timm_layers(name: str) -> bool:

@@ -17,7 +17,6 @@ from segzoo.zoo.names import variant_of
 
 TINY = segzoo.list_models("test_*")
 FULL = segzoo.list_models(exclude_filters="test_*")
-WITHOUT_SITES = ("test_swin",)  # timm's
 ODD_SIZES = [(1, 1), (17, 23), (97, 131), (33, 1025)]
 
 
@@ -212,7 +211,7 @@ def test_unknown_options_are_refused(name):
         segzoo.create_model(name, num_clases=7)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in WITHOUT_SITES])
+@pytest.mark.parametrize("name", TINY)
 def test_encoder_sites_reduce_and_restore_bit_exactly(name):
     model = make(name).eval()
     sites = segzoo.reduction_sites(model)
@@ -231,7 +230,7 @@ def test_encoder_sites_reduce_and_restore_bit_exactly(name):
         assert torch.equal(before, model(x))
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in WITHOUT_SITES])
+@pytest.mark.parametrize("name", TINY)
 def test_reduction_is_neutral_in_training(name):
     model = make(name)
     leaves = [leaf for leaves in segzoo.reduction_sites(model).values() for leaf in leaves]
@@ -283,8 +282,7 @@ def test_every_name_runs(name):
         scores = model(image(1, 3, 49, 70))
         assert scores.isfinite().all()
         assert scores.shape[:2] == (1, model.num_classes or model.num_features)
-        if segzoo.reduction_sites(model):  # timm's Swin has none
-            model.set_inference_reduction(2)
+        model.set_inference_reduction(2)
         assert model(image(1, 3, 64, 64)).isfinite().all()
     total_loss(model.train().forward_train(image(2, 3, 64, 64))).backward()
     assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]

@@ -21,6 +21,7 @@ from segzoo.layers.init import init_weights
 from segzoo.models import Encoder, SegmentationModel
 from segzoo.models.rtformer_backbone import RTFormerBlock
 from segzoo.models.segvit_decoder import CrossAttention, DecoderLayer, SelfAttention
+from segzoo.models.swin import SwinBlock
 from segzoo.models.vit import DownsamplingBlock, ViTBlock
 
 TINY = segzoo.list_models("test_*")
@@ -37,6 +38,8 @@ ENCODER_DROP_PATH = {
     "test_rtformer": 0.2,
     "mit": 0.1,
     "test_mit": 0.1,
+    "pvt": 0.1,
+    "test_pvt": 0.1,
     "segformer": 0.1,
     "test_segformer": 0.1,
     "segvit_large": 0.3,
@@ -81,13 +84,12 @@ def drop_probs(module: nn.Module) -> list[float]:
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
     """The blocks of an encoder in the order of the data flow."""
-    kinds = (Block, ViTBlock, RTFormerBlock)
-    return [part for part in encoder.modules() if isinstance(part, kinds) or "SwinTransformerBlock" in str(type(part))]
+    kinds = (Block, ViTBlock, SwinBlock, RTFormerBlock)
+    return [part for part in encoder.modules() if isinstance(part, kinds)]
 
 
 def rate_of(block: nn.Module) -> float:
-    """timm puts an Identity in place of a rate of 0, and gives both branches of a Swin block the same rate."""
-    rates = set(drop_probs(block)) or {0.0}
+    rates = set(drop_probs(block))
     assert len(rates) == 1
     return rates.pop()
 

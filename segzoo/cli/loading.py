@@ -27,7 +27,8 @@ def trained_model(args: argparse.Namespace) -> Model:
         try:
             model = create_model(args.model, pretrained=True, force_download=args.force_download)
         except WeightsError as error:
-            raise WeightsError(str(error).replace("checkpoint_path=", "--checkpoint FILE")) from error
+            text = str(error).removesuffix(", or leave out pretrained=True")
+            raise WeightsError(text.replace("checkpoint_path=", "--checkpoint FILE")) from error
         if args.num_classes not in (None, model.num_classes):
             raise SegzooError(
                 f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "

@@ -4,7 +4,8 @@ A leaf is a parameter-free module owned by an attention layer. It is neutral unt
 entries that it understands and refuses the rest by name. Nothing here knows a model, a family or where a leaf stands;
 `segzoo.plans` finds leaves and gives each its entry.
 
-Shape letters: B batch, C and D channels, H, W map, N query tokens, M key and value tokens.
+Shape letters: B batch, C and D channels, H, W map or window, N query tokens, M key and value tokens, V windows of a
+batch, G windows of an image, L heads.
 """
 
 from __future__ import annotations
@@ -208,6 +209,7 @@ class GridMerge:
 
 
 GridEntry = Pool | OverlapPool | Window | GridMerge  # what they leave is a map again
+GRID_ENTRIES = (Pool, OverlapPool, Window, GridMerge)  # for isinstance where torch 2.6 compiles, which knows no unions
 Matching = Bipartite | LocalGlobal | EnergyProtected | GridMerge | Neighbour2d | Neighbour1d
 Entry = GridEntry | Matching
 ENTRY_TYPES: tuple[type, ...] = typing.get_args(Entry)
@@ -316,7 +318,7 @@ class KeyValueReduction(Reduction):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         entry = self.in_force
-        if isinstance(entry, GridEntry):
+        if isinstance(entry, GRID_ENTRIES):
             return reduce_map(entry, x_BHWC, trained=self.trained).flatten(1, 2)
         x_BHWC = _pool(x_BHWC, self.trained, "avg")
         tokens_BNC = x_BHWC.flatten(1, 2)
@@ -325,6 +327,43 @@ class KeyValueReduction(Reduction):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", trained={self.trained}" if self.trained > 1 else "")
+
+
+class WindowReduction(Reduction):
+    """Fewer keys and values in each window of a windowed attention: (V, H, W, C) windows -> (V, M, C).
+
+    Cells of n x n tokens become one, border cells included, since a window is small. What an attention adds to its
+    scores goes with them: see `bias`.
+    """
+
+    side = "kv"
+    takes = (Pool, Neighbour2d)
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell in tokens."""
+        entry = self.in_force
+        assert isinstance(entry, Pool | Neighbour2d)  # `check` lets nothing else in
+        return entry.factor if isinstance(entry, Pool) else entry.stride
+
+    def forward(self, x_VHWC: Tensor) -> Tensor:
+        entry = self.in_force
+        kind = entry.kind if isinstance(entry, Pool) else "avg"
+        return to_channels_last(_pool_cells(to_channels_first(x_VHWC), self.cell, kind)).flatten(1, 2)
+
+    def bias(self, bias_LNHW: Tensor, mask_GNHW: Tensor | None, *, windows: int) -> Tensor:
+        """What is added to the scores of each window: (V or 1, L, N, M).
+
+        Args:
+            bias_LNHW: of L heads, N queries and the H x W keys of a window; a cell has the mean.
+            mask_GNHW: 0 or very small, of the G windows of an image; a cell is seen by who sees any token of it.
+            windows: V, those of all images.
+        """
+        bias_LNM = _pool_cells(bias_LNHW, self.cell, "avg").flatten(2)
+        if mask_GNHW is None:
+            return bias_LNM[None]
+        bias_GLNM = bias_LNM + _pool_cells(mask_GNHW, self.cell, "max").flatten(2)[:, None]
+        return bias_GLNM.expand(windows // len(bias_GLNM), *bias_GLNM.shape).flatten(0, 1)
 
 
 class QueryReduction(Reduction):
@@ -347,7 +386,7 @@ class QueryReduction(Reduction):
         tokens_BNC = x_BHWC.flatten(1, 2)
         if isinstance(entry, Pool):
             entry = Neighbour2d(entry.factor)
-        assert not isinstance(entry, OverlapPool | Window)  # `check` lets none in
+        assert not isinstance(entry, (OverlapPool, Window))  # `check` lets none in
         merge, unmerge = _match(entry, tokens_BNC, grid)
         return merge(tokens_BNC), lambda out_BNC: unmerge(out_BNC).unflatten(1, grid)
 
@@ -402,6 +441,16 @@ def _pool(x_BHWC: Tensor, window: int, kind: str) -> Tensor:
         return x_BHWC
     pool = F.avg_pool2d if kind == "avg" else F.max_pool2d
     return to_channels_last(pool(to_channels_first(x_BHWC), window_HW))
+
+
+def _pool_cells(map_BCHW: Tensor, side: int, kind: str) -> Tensor:
+    """Cells of side x side, of which those at the border hold what is left; the side is clamped to the map."""
+    H, W = map_BCHW.shape[2:]
+    side_HW = (min(side, H), min(side, W))
+    if side_HW == (1, 1):
+        return map_BCHW
+    pool = F.avg_pool2d if kind == "avg" else F.max_pool2d
+    return pool(map_BCHW, side_HW, ceil_mode=True)
 
 
 def _overlap_pool(x_BHWC: Tensor, window: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .keys import Drop, Layout, Rename, StateDict
+from .keys import Drop, Layout, Rename, Split, StateDict
 from .rows import PretrainedCfg
 
 
@@ -20,7 +20,12 @@ SWIN_RULES = (
     Drop(r"^norm\.", "the final norm: features are taken without it"),
     Drop(r"^head\.", "timm's classifier sits on the final norm"),
     _downsample_first,
-    Rename(r"^", "body."),
+    Rename(r"^patch_embed\.", "stages.0.patch_embed."),
+    Rename(r"^layers\.(\d+)\.downsample\.reduction\.", r"stages.\1.patch_embed.proj."),
+    Rename(r"^layers\.(\d+)\.downsample\.", r"stages.\1.patch_embed."),
+    Rename(r"^layers\.", "stages."),
+    Rename(r"\.relative_position_bias_table$", ".position_bias"),
+    Split(r"\.attn\.qkv\.", ((".attn.q.", 1), (".attn.kv.", 2))),
 )
 
 LAYOUTS = (Layout("timm", r"^layers\.0\.blocks\.", SWIN_RULES),)

@@ -190,15 +190,17 @@ def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: s
     protocol = NamedProtocol.of(name, maker.row)
     shown = _Shown(maker, protocol.row)
     look = protocol_of(protocol.row, scales=protocol.scales, flip=protocol.flip)
+    device = _counting_device(maker.like)
     counted = _torchmetrics().MulticlassConfusionMatrix(K, ignore_index=data.ignore_index, validate_args=False)
+    counted = counted.to(device)
     for i in progress(_own_samples(len(data))):
         sample = data[i]
         wrong = out_of_range(sample.labels, K, data.ignore_index)
         if wrong:
             raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
         mask_HW = segment_one(shown, sample.image, look).mask
-        counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
-    confusion = ConfusionMatrix.of(counted.compute().numpy())
+        counted.update(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in (mask_HW, sample.labels)))
+    confusion = ConfusionMatrix.of(counted.compute().cpu().numpy())
     labels = data.labels
     if labels is None or labels.name == generic_labels(K).name:
         labels = maker.label_set
@@ -232,14 +234,15 @@ def _classification(model: nn.Module | ScoreMaker, data: ClassificationData, pro
         raise SegzooError(f"{_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
     row, like = _subject(model).row, next(model.parameters())
     make = _torchmetrics().MulticlassAccuracy
-    counted = {f"top-{k}": make(K, top_k=k, average="micro") for k in (1, 5) if k <= K}
+    device = _counting_device(like)
+    counted = {f"top-{k}": make(K, top_k=k, average="micro").to(device) for k in (1, 5) if k <= K}
     twin = eval_twin(model)
     for i in progress(_own_samples(len(data))):
         path, truth = data[i]
         image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
-        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().cpu()
+        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().to(device)
         for accuracy in counted.values():
-            accuracy.update(logits_BK, torch.tensor([truth]))
+            accuracy.update(logits_BK, torch.tensor([truth], device=device))
     return _result(
         "imagenet folder",
         data.split,
@@ -353,6 +356,12 @@ def _own_samples(count: int) -> range:
     return range(count)
 
 
+def _counting_device(like: torch.Tensor) -> torch.device:
+    """Where to count: the processor, but of several processes a GPU, whose counts alone its backend can add up."""
+    several = dist.is_available() and dist.is_initialized()
+    return like.device if several and like.is_cuda else torch.device("cpu")
+
+
 def _name(model: nn.Module | ScoreMaker) -> str:
     return (model.name if isinstance(model, Model) or not isinstance(model, nn.Module) else "") or type(model).__name__
 
@@ -364,12 +373,12 @@ def _conditions(subject: _Subject) -> dict[str, str | None]:
         "device": torch.cuda.get_device_name(like.device) if like.is_cuda else f"{like.device} {platform.machine()}",
         "dtype": subject.dtype,
         "segzoo": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of segzoo's own checkout, with "+" after it where files differ; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
