@@ -32,6 +32,14 @@ FIRST_HELD_OUT_SEED = 1_000_000
 PAIRED = [context.CLASSES.index(name) for name in context.PAIRED_CLASSES]
 OTHERS = [i for i in range(len(context.CLASSES)) if i not in PAIRED]
 ATTENTION = "edaformer_t"
+REDUCTIONS = (
+    "base",
+    '{"encoder": [2, 2, 1, 1]}',
+    *(f'{{"decoder.{level}": 2}}' for level in range(3)),
+    "decoder",
+    "optimal",
+    "fast",
+)
 
 
 class NearSighted(nn.Module):
@@ -161,7 +169,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=1500, help="number of training pictures")
     parser.add_argument("--held-out", type=int, default=200, help="number of pictures to measure on")
-    parser.add_argument("--reductions", nargs="+", default=["base", "decoder", "optimal", "fast"])
+    parser.add_argument("--reductions", nargs="+", default=REDUCTIONS, help="presets or JSON plans")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, default=RESULTS / f"context_{ATTENTION}_{SIZE[0]}x{SIZE[1]}_cpu1.csv")
     args = parser.parse_args()

@@ -59,11 +59,11 @@ def files_of(package: str) -> Path:
 
 
 def brain() -> Iterator[Picture]:
-    import nibabel
+    from nibabel.nifti1 import Nifti1Image
 
     folder = files_of("nilearn") / "datasets" / "data"
-    volumes = (nibabel.load(folder / f"mni_icbm152_{n}_tal_nlin_sym_09a_converted.nii.gz") for n in ("t1", "gm", "wm"))
-    return slices(*(np.asarray(volume.dataobj) for volume in volumes))
+    files = (folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm"))
+    return slices(*(np.asarray(Nifti1Image.from_filename(file).dataobj) for file in files))
 
 
 def slices(t1_XYZ: np.ndarray, grey_XYZ: np.ndarray, white_XYZ: np.ndarray) -> Iterator[Picture]:

@@ -24,6 +24,7 @@ from segzoo.data.car_corners import car_crops
 from segzoo.data.classification import ClassificationData, open_classification
 from segzoo.data.coco_keypoints import open_coco_keypoints
 from segzoo.data.segmentation import Sample, SegmentationData, open_data
+from segzoo.keypoints import Keypoints
 from segzoo.labels import generic_labels, load_labels
 from segzoo.models.rows import PretrainedCfg, PublishedScore
 from segzoo.preprocess import to_input
@@ -395,7 +396,7 @@ def test_average_precision(coco, monkeypatch, offset, ap, pck):
 
     def answer(model, image, *, box):
         boxes.append(box)
-        return prediction.Keypoints(torch.from_numpy(next(answers).xy) + offset, torch.ones(17))
+        return Keypoints(torch.from_numpy(next(answers).xy) + offset, torch.ones(17))
 
     monkeypatch.setattr("segzoo.training.evaluation.predict_keypoints", answer)
     model = segzoo.create_model("test_segformer_keypoints")

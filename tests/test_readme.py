@@ -229,3 +229,31 @@ def test_times_of_segvit_are_the_measured_ones():
     by_2, by_4 = (f"{float(rows[n]['time_ratio']):.2f}" for n in ("2", "4"))
     text = " ".join(FIGURES.split())
     assert f"takes {by_2} of its time with keys and values pooled by 2, {by_4} by 4." in text
+
+
+def test_what_far_sight_is_worth_is_the_measured():
+    rows = {row["reduction"]: row for row in measured("context_edaformer_t_128x256_cpu1")}
+    kinds = (
+        "paired_miou",
+        "wheat or barley",
+        "hill pasture or lowland pasture",
+        "red convoy or blue convoy",
+        "other_miou",
+    )
+    labels = {
+        "base": "EDAFormer-T, base",
+        '{"encoder": [2, 2, 1, 1]}': "encoder alone reduced",
+        '{"decoder.0": 2}': "decoder, 1/32 alone",
+        '{"decoder.1": 2}': "decoder, 1/16 alone",
+        '{"decoder.2": 2}': "decoder, 1/8 alone",
+        "none": "seven convolutions",
+    }
+    for reduction, row in rows.items():
+        cells = [f"{float(row['gmacs']):.3f}", *(f"{float(row[kind]):.4f}" for kind in kinds)]
+        assert f"| {labels.get(reduction, reduction)} | {' | '.join(cells)} |" in FIGURES
+    base, near = (float(rows[name]["paired_miou"]) for name in ("base", "none"))
+    assert near < 1 / 3 < base - 0.15, "what the landscapes are for"
+    lost = {name: 100 * (base - float(rows[name]["paired_miou"])) for name in ("decoder", "optimal", "fast")}
+    assert f"lose {min(lost.values()):.0f} to {max(lost.values()):.0f} points" in " ".join(FIGURES.split())
+    harmless = [base - float(rows[name]["paired_miou"]) for name in labels if name not in ("none", '{"decoder.1": 2}')]
+    assert max(harmless) < 0.005, "half a point"

@@ -35,7 +35,7 @@ def test_slices_are_labelled_by_their_tissue_and_held_out_as_one_block(real_data
 
     real_data.write_pairs(tmp_path, iter(pictures), real_data.TISSUES)
     data = open_data(tmp_path, split="val")
-    assert len(data) == 25 and data.labels.classes == ("other", "grey matter", "white matter")
+    assert len(data) == 25 and data.labels and data.labels.classes == ("other", "grey matter", "white matter")
     assert np.array_equal(data[0].labels, labels)
 
 

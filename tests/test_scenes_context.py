@@ -47,7 +47,7 @@ def test_a_cue_renames_its_pair_and_changes_nothing_near_it(seed, cue):
 def test_the_distance_shrinks_with_the_picture(size):
     reach = NEAR * size[0] // 256
     for cue in range(3):
-        images = [render(seed=3, size=size, cues=tuple(bool(i == cue and bit) for i in range(3))) for bit in (0, 1)]
+        images = [render(seed=3, size=size, cues=cues) for cues in (NO_CUE, (cue == 0, cue == 1, cue == 2))]
         changed = (images[0][0] != images[1][0]).any(axis=-1)
         assert not (within(changed, reach) & np.isin(images[0][1], indices(PAIRS[cue]))).any()
 
@@ -98,7 +98,7 @@ def test_the_cues_are_drawn_evenly_and_independently():
 
 def test_every_class_occurs():
     counts = sum(np.bincount(render(seed=s, size=(128, 256))[1].ravel(), minlength=len(CLASSES)) for s in range(12))
-    assert (counts > 0).all()
+    assert np.min(counts) > 0
 
 
 def test_a_seed_always_gives_the_same_picture_at_any_size():
