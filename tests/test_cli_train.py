@@ -11,7 +11,9 @@ from PIL import Image
 
 import segzoo
 from segzoo.cli import main
+from segzoo.cli.data import DRAWN_NAMES
 from segzoo.cli.train import _duration
+from segzoo.data.segmentation import DRAWN
 
 SMALL = ["--cpu", "--steps", "2", "--batch-size", "2", "--crop", "32", "32", "--size", "32", "64", "--lr", "1e-3"]
 
@@ -100,6 +102,7 @@ def test_names_without_a_recipe(street, capsys):
 
 
 def test_drawing_takes_no_place(street, capsys):
+    assert DRAWN_NAMES == tuple(DRAWN)
     assert main(["data", "scenes", "street"]) == 2
     assert "street exists and is not empty; choose another place" in capsys.readouterr().err
     assert main(["data", "scenes", "other", "--count", "1", "--val-count", "1", "--size", "8", "16", "--json"]) == 0

@@ -3,13 +3,16 @@ is a model, and what cannot work is refused before it starts."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import errno
 import json
 import random
+import resource
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,31 +131,49 @@ def test_accumulated_parts_are_one_batch(data, tmp_path):
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("where", ["save", "sync"])
-def test_full_disk_leaves_the_last_checkpoint(where, data, tmp_path, monkeypatch):
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """As on a full disk: what is written beyond so many bytes of a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [100_000, 500_000])  # the model has 234,172 bytes, the checkpoint some 800,000
+def test_full_disk_leaves_the_last_checkpoint(room, data, tmp_path):
     recipe, folder = dataclasses.replace(TINY, steps=4), tmp_path / "run"
     with pytest.raises(StoppedError):
         train(made(), data, recipe=recipe, folder=folder, cpu=True, watch=stop_at(3))
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.csv"}
-
-    def full(*args):
-        if where == "save":
-            Path(args[1]).write_bytes(b"half of it")
-            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*((torch, "save", full) if where == "save" else (runs.os, "fsync", full)))
-        if where == "sync":
-            patch.setattr(runs.RunFolder, "cut_log", lambda self, step: None)
-        with pytest.raises(SaveError, match="cannot be written .*; what was saved before is whole: make room"):
-            train(made(), data, recipe=recipe, folder=folder, cpu=True)
+    names = ("last.pt", "model.safetensors", "config.json", "README.md", "run.json")
+    before = {name: (folder / name).read_bytes() for name in names}
+    with (
+        no_file_beyond(room),
+        pytest.raises(SaveError, match=r"of step 4 cannot be written \(.+\); what was saved before"),
+    ):
+        train(made(), data, recipe=recipe, folder=folder, cpu=True)
     assert (folder / "last.pt").read_bytes() == before["last.pt"]
-    if where == "sync":
-        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.csv"} == before
+    if room == 100_000:
+        assert {name: (folder / name).read_bytes() for name in names} == before
+    assert segzoo.create_model(f"local-dir:{folder}").weights_state == "pretrained"
+    assert not list(folder.glob(".*.partial"))
     train(made(), data, recipe=recipe, folder=folder, cpu=True)
     train(made(), data, recipe=recipe, folder=tmp_path / "whole", cpu=True)
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_content_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = runs.RunFolder(tmp_path, ())
+    folder.save_last({"step": 1}, 1)
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(SaveError, match=r"the checkpoint of step 2 cannot be written \(.*No space left on device\)"):
+        folder.save_last({"step": 2}, 2)
+    assert folder.load_last() == {"step": 1}
 
 
 def test_the_run_folder_is_a_model(data, held_out, tmp_path):
