@@ -42,6 +42,10 @@ def test_from_pictures_to_a_model(street, capsys):
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["folder"] == "run" and 0 <= found["mIoU"] <= 100
+    # The same command elsewhere gives the same weights, though they are drawn.
+    assert main([*words[:4], "-o", "twin", *words[6:], "--json"]) == 0
+    assert Path("twin/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+    capsys.readouterr()
     # Its own recipe trains a copy further, without a word about the values; classes are the file's.
     again = ["train", "local-dir:run", "--data", "street", "-o", "more", "--recipe", "run/recipe.json", "--cpu"]
     assert main([*again, "--reduction", "n2d", "--during-training", "--limit", "2", "--val-limit", "1"]) == 0
