@@ -63,10 +63,11 @@ def test_two_processes_are_one(street, tmp_path):
     for a, b in zip(alone, together, strict=True):
         assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-5)
         assert a["lr"] == b["lr"] and a["mIoU"] == b["mIoU"] and a["pixel accuracy"] == b["pixel accuracy"]
-    weights, others = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (one, two))
-    assert weights["decoder.classifier.weight"].dtype == torch.float64
-    for name in weights:
-        torch.testing.assert_close(others[name], weights[name], rtol=1e-5, atol=1e-8)
+    saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (one, two))
+    assert saved["model"]["decoder.classifier.weight"].dtype == torch.float64
+    for part in ("model", "average"):
+        for name, tensor in saved[part].items():
+            torch.testing.assert_close(other[part][name], tensor, rtol=1e-5, atol=1e-8)
     results = [json.loads((two / f"result_{rank}.json").read_text()) for rank in range(2)]
     expected = json.loads((one / "result_0.json").read_text())
     for result in results:

@@ -29,6 +29,7 @@ KILLED = Recipe(steps=24, batch_size=2, save_every=1, ema_decay=0.9, **SMALL)
 SPREAD = Recipe(
     steps=6,
     batch_size=4,
+    ema_decay=0.9,
     optimizer="sgd",
     freeze_batch_norm=True,
     scale=(0.7, 1.5),
@@ -86,7 +87,7 @@ def kill_until_done(data: str, folder: str, seed: int) -> int:
 
 
 def spread_training(data: str, folder: str) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # the first one's weights are everybody's
     model = segzoo.create_model(
         "test_edaformer", num_classes=13, drop_path_rate=0.0, decoder_drop_path=0.0, dropout=0.0
     ).double()

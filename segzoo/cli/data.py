@@ -10,7 +10,7 @@ from .._errors import SegzooError
 from .arguments import positive
 from .output import print_json, progress
 
-DRAWN_NAMES = ("scenes",)  # of `segzoo.data.segmentation.DRAWN`
+DRAWN_NAMES = ("scenes", "context")  # of `segzoo.data.segmentation.DRAWN`
 SUMMARY = "check the masks of a data set before training, or draw a small one to try things on"
 
 

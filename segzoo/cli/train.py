@@ -180,7 +180,9 @@ def _splits(where: str) -> list[str]:
 
 
 def _model(args: argparse.Namespace, data: Any, recipe: Recipe) -> tuple[Model, str]:
-    """The model for the classes of the data, and what its weights are."""
+    """The model for the classes of the data, and what its weights are; what is fresh in it is drawn from the seed."""
+    import torch
+
     from ..zoo import create_model
     from ..zoo.index import SAVED_PREFIXES
 
@@ -195,6 +197,7 @@ def _model(args: argparse.Namespace, data: Any, recipe: Recipe) -> tuple[Model, 
         raise SegzooError(
             f"--pretrained means the weights of a name; {'the folder' if saved else 'the file'} has its own"
         )
+    torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
     try:
         model = create_model(

@@ -183,6 +183,8 @@ class _Run:
         self.module, self.optimizer = self.accelerator.prepare(module, self.optimizer)
         if self.average is not None:
             self.average.to(self.accelerator.device)
+            if saved is None:  # every process has the first one's weights since they are wrapped
+                self.average.load_state_dict(self.model.state_dict())
         self._load_rest(saved)
         if main:
             self.folder.cut_log(self.step)

@@ -207,9 +207,10 @@ def load_recipe(name: str | Path, *, label_set: str | None = None) -> Recipe:
 
 
 def recipe_of(model_name: str) -> str | None:
-    """The recipe of a model's paper; None for a model without one."""
+    """The recipe of a model's paper, or that of all classifiers; None for a model without one."""
     variant = model_name.partition(".")[0].removeprefix("test_")
-    known = {"eft": "eft", "mit": "eft", "segformerpp": "segformer"} | {name: name for name in _names()}
+    encoders = dict.fromkeys(("eft", "mit", "pvt", "swin"), "eft")
+    known = {**encoders, "segformerpp": "segformer"} | {name: name for name in _names()}
     found = [family for family in known if variant.startswith(family)]
     return known[max(found, key=len)] if found else None
 
