@@ -68,8 +68,7 @@ class Item:
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Item:
         costs = tuple(CostRow(**row) for row in fields.pop("costs", ()))
-        lists = {name: tuple(fields.pop(name, ())) for name in ("runs", "files")}
-        return cls(**fields, **lists, costs=costs)
+        return cls(runs=tuple(fields.pop("runs", ())), files=tuple(fields.pop("files", ())), costs=costs, **fields)
 
     def commands(self) -> Iterator[list[str]]:
         """Every command as the shell would split it, without "segzoo"."""

@@ -22,6 +22,7 @@ _HOMES = {
     "model_info": "zoo",
     "inference_reduction": "plans",
     "reduction_sites": "plans",
+    "reduce": "interop.timm_reduction",
     "set_inference_reduction": "plans",
     "Pool": "layers.reduction",
     "OverlapPool": "layers.reduction",

@@ -7,6 +7,7 @@ given meanwhile.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
@@ -19,8 +20,13 @@ from .plans import plan_lock
 
 M = TypeVar("M", bound=nn.Module)
 
-# What every module carries: tensors and children, which a twin holds in dicts of its own, and hooks, which it shares.
-_OWN_DICTS = ("_parameters", "_buffers", "_modules")
+# What every module carries and a twin holds in dicts of its own: tensors, children, and the hooks of its forward, so
+# that none comes to a twin at work or leaves it.
+_OWN_DICTS = (
+    *("_parameters", "_buffers", "_modules"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 _COMMON = frozenset(nn.Module().__dict__)
 _PLAIN = frozenset((int, float, bool, str, type(None)))  # attributes that hold no module
 
@@ -29,8 +35,8 @@ def eval_twin(model: M) -> M:
     """A twin of `model` in eval mode, with the reduction that is in force now.
 
     Parameters and buffers are the model's own tensors; a new tensor assigned to the one is not seen by the other. Hooks
-    are shared and get the twin's modules. Modules that a module keeps outside its children (a bound method, a list)
-    are replaced by their twins.
+    are those of the model and get the twin's modules. Modules that a module keeps outside its children (a bound method,
+    a partial, a list) are replaced by their twins.
 
     Raises:
         SegzooError: a part that can only run as the model itself: one compiled by `torch.compile` while the model is
@@ -80,6 +86,10 @@ def _rebound(value: Any, twins: Mapping[int, nn.Module]) -> Any:
         return twins.get(id(value), value)
     if isinstance(value, types.MethodType) and id(value.__self__) in twins:
         return types.MethodType(value.__func__, twins[id(value.__self__)])
+    if type(value) is functools.partial:
+        return functools.partial(
+            _rebound(value.func, twins), *_rebound(value.args, twins), **_rebound(value.keywords, twins)
+        )
     if type(value) is list:
         return [_rebound(item, twins) for item in value]
     if type(value) is tuple:

@@ -1,5 +1,8 @@
 """The paired landscapes: what a cue changes in a picture, and how far that is from what it decides."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +50,23 @@ def test_the_distance_shrinks_with_the_picture(size):
         images = [render(seed=3, size=size, cues=tuple(bool(i == cue and bit) for i in range(3))) for bit in (0, 1)]
         changed = (images[0][0] != images[1][0]).any(axis=-1)
         assert not (within(changed, reach) & np.isin(images[0][1], indices(PAIRS[cue]))).any()
+
+
+def test_the_net_of_the_benchmark_sees_64_pixels_and_no_cue(monkeypatch):
+    """With any weights its scores of a pair are the same bits in both pictures, at the size that it is trained at."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    benchmark = importlib.import_module("context_scenes")
+    torch.manual_seed(0)
+    model = benchmark.NearSighted(num_classes=len(CLASSES)).eval()
+    assert 33 < benchmark.field(model) <= 64
+    flips = [NO_CUE, *((cue == 0, cue == 1, cue == 2) for cue in range(3))]
+    pictures = [render(seed=5, size=benchmark.SIZE, cues=cues) for cues in flips]
+    with torch.no_grad():
+        plain, *flipped = [model(benchmark.normalised(image[None]))[0] for image, _ in pictures]
+    for pair, scores in zip(PAIRS, flipped, strict=True):
+        paired = torch.from_numpy(np.isin(pictures[0][1], indices(pair)))
+        assert paired.any() and torch.equal(plain[:, paired], scores[:, paired])
+        assert not torch.equal(plain, scores)
 
 
 def test_what_sees_64_pixels_gets_a_third_at_best():

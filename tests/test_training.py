@@ -157,10 +157,11 @@ def test_full_disk_leaves_the_last_checkpoint(where, data, tmp_path, monkeypatch
 
 def test_the_run_folder_is_a_model(data, held_out, tmp_path):
     recipe, folder = dataclasses.replace(TINY, evaluations=2), tmp_path / "run"
+    options = {"validation": held_out, "recipe": recipe, "folder": folder, "cpu": True, "start": "from scratch"}
     with pytest.raises(StoppedError):  # only the best so far is there
-        train(made(), data, validation=held_out, recipe=recipe, folder=folder, cpu=True, watch=stop_at(3))
+        train(made(), data, watch=stop_at(3), **options)
     assert segzoo.create_model(f"local-dir:{folder}").weights_state == "pretrained"
-    trained = train(made(), data, validation=held_out, recipe=recipe, folder=folder, cpu=True, start="from scratch")
+    trained = train(made(), data, **options)
     model = segzoo.create_model(f"local-dir:{folder}")
     assert model.name == "test_edaformer" and model.weights_state == "pretrained"
     row = model.pretrained_cfg
@@ -175,7 +176,7 @@ def test_the_run_folder_is_a_model(data, held_out, tmp_path):
     assert {"segzoo", "torch", "accelerate", "commit", "device"} <= record["conditions"].keys()
     assert Recipe().with_values(json.loads((folder / "recipe.json").read_text())) == recipe
     # The finished training is found finished, and stays as it is.
-    again = train(made(), data, validation=held_out, recipe=recipe, folder=folder, cpu=True, start="from scratch")
+    again = train(made(), data, **options)
     assert again.metrics == pytest.approx(trained.metrics, nan_ok=True) and again.step == trained.step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", metavar="NAME", help="a paper's, or a .json file (default: that of the model's paper)"
     )
     recipe.add_argument("--lr", type=float, metavar="RATE")
-    recipe.add_argument("--steps", type=positive, metavar="N", help="of the optimizer")
+    recipe.add_argument("--steps", type=positive, metavar="N", help="of the optimizer; the warm-up shrinks with it")
     recipe.add_argument("--batch-size", type=positive, metavar="N", help="images a step, of all processes together")
     recipe.add_argument("--accumulation", type=positive, metavar="N", help="parts in which a process takes its share")
     recipe.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"))
@@ -78,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = _recipe(args, data)
     model, start = _model(args, data, recipe)
     report = _Report(args.json)
+    shown = f"{recipe.steps} steps of {recipe.batch_size} of {len(data)} images"
+    held_out = "no validation data" if validation is None else f"validated on {len(validation)}"
+    report.say(f"{model.name} {start}, recipe {recipe.name}: {shown}, {held_out}")
     trained = train(
         model,
         data,
@@ -114,6 +118,8 @@ def _recipe(args: argparse.Namespace, data: Any) -> Recipe:
             raise SegzooError(f"--set {text}: write NAME=VALUE, such as --set ema_decay=0.999")
         values[key.strip().replace("-", "_")] = _value(value.strip())
     values |= {name: getattr(args, name) for name in SHORT_CUTS if getattr(args, name) is not None}
+    if args.steps is not None:
+        recipe = recipe.lasting(args.steps)
     return recipe.with_values(values)
 
 
@@ -217,12 +223,15 @@ class _Report:
         self.begin = self.first = 0.0
         self.total = 0
         self.best: float | None = None
-        self.is_main = True
+        self.is_main = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun or accelerate
+
+    def say(self, text: str) -> None:
+        if self.is_main and not self.as_json:
+            say(text, sys.stderr)
 
     def steps(self, steps: range) -> Iterable[int]:
-        import os
-
-        self.is_main = int(os.environ.get("RANK", "0")) == 0
+        if steps.start:
+            self.say(f"going on after step {steps.start}" if steps else f"finished before, in {steps.start} steps")
         self.begin, self.first, self.total = time.perf_counter(), steps.start, steps.stop
         self.bar = progress(steps, as_json=self.as_json or not self.is_main, unit="step")
         return self.bar
@@ -234,10 +243,10 @@ class _Report:
         text = f"loss {row['loss']:.4f}" + (f", {name} {100 * self.best:.2f}" if self.best is not None else "")
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text)
-        elif not self.as_json:
+        else:
             done = row["step"] - self.first
             left = (time.perf_counter() - self.begin) / max(1, done) * (self.total - row["step"])
-            say(f"step {row['step']}/{self.total}  {text}, {_duration(left)} left", sys.stderr)
+            self.say(f"step {row['step']}/{self.total}  {text}, {_duration(left)} left")
 
 
 def _duration(seconds: float) -> str:

@@ -189,6 +189,9 @@ class _Run:
             if self.make_writer is not None:
                 self.writer = self.make_writer(os.fspath(self.folder.folder / "tensorboard"))
         self._train(workers, progress)
+        if not self.best["step"]:  # no evaluation found anything to count
+            self.best["step"] = self.step
+            self._export(None)
         if self.writer is not None:
             self.writer.close()
         self.accelerator.wait_for_everyone()
@@ -252,7 +255,7 @@ class _Run:
         recipe, step = self.recipe, self.step
         evaluates = self.validation is not None and step in evaluation_steps(recipe)
         saves = step % recipe.save_every == 0 or evaluates or step == recipe.steps
-        logs = step % recipe.log_every == 0 or evaluates or step == recipe.steps
+        logs = step % recipe.log_every == 0 or saves  # no checkpoint of a loss that is no number
         if logs:
             values = {"step": step, "lr": rate, "loss": float(self._mean(loss))}
             if not math.isfinite(values["loss"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -14,7 +15,7 @@ import torch
 
 from .._version import __version__
 from ..data.classification import ClassificationData
-from ..data.segmentation import SegmentationData
+from ..data.segmentation import FileData, SegmentationData
 from ..labels import list_labels, load_labels
 from ..layers.reduction import entry_to_json
 from ..models.base import Model
@@ -102,16 +103,21 @@ def _in_words(data: Mapping[str, Any]) -> str:
 
 
 def describe(data: Data) -> dict[str, Any]:
+    """What a run records of its data, and by which it knows them again."""
     if isinstance(data, ClassificationData):
-        return {"name": "imagenet folder", "split": data.split, "samples": len(data), "classes": list(data.classes)}
-    return {
-        "name": data.name,
-        "split": data.split,
-        "samples": len(data),
-        "classes": None if data.labels is None else list(data.labels.classes),
-        "ignore_index": data.ignore_index,
-        "reduce_zero_label": data.reduce_zero_label,
-    }
+        names = [path.name for path, _ in data.items]
+        record = {"name": "imagenet folder", "split": data.split, "classes": list(data.classes)}
+    else:
+        names = [pair.name for pair in data.pairs] if isinstance(data, FileData) else [repr(data)]
+        record = {
+            "name": data.name,
+            "split": data.split,
+            "classes": None if data.labels is None else list(data.labels.classes),
+            "ignore_index": data.ignore_index,
+            "reduce_zero_label": data.reduce_zero_label,
+        }
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    return {**record, "samples": len(data), "names_sha256": digest}
 
 
 def figures(data: Data) -> tuple[str, ...]:

@@ -147,6 +147,10 @@ class Recipe:
                 raise SegzooError(f"a training recipe has no {name!r}; {hint}: {', '.join(names)}")
         return dataclasses.replace(self, **{name: _from_json(value) for name, value in values.items()})
 
+    def lasting(self, steps: int) -> Recipe:
+        """The recipe in another number of steps; its warm-up is the same share of them."""
+        return self.with_values({"steps": steps, "warmup_steps": round(self.warmup_steps * steps / self.steps)})
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
