@@ -73,7 +73,7 @@ RUNS = {item.item: commands_of(item)[: len(item.runs)] for item in ITEMS if item
 @pytest.mark.parametrize("item", RUNS)
 def test_the_commands_run(item, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("segzoo.cli.demo.ROUNDS", 1)
+    monkeypatch.setattr("segzoo.cli.demo.ROUNDS", 2)
     for command in RUNS[item]:
         assert main([*command, "--json"]) == 0, capsys.readouterr().err
         assert json.loads(capsys.readouterr().out)

@@ -102,8 +102,8 @@ def create_model(
         cache_dir: folder in which this call keeps and looks for files of every source, instead of those of the
             environment (HF_HOME, SEGZOO_CACHE).
         **cfg_overrides: fields of the family's config, such as `drop_path_rate`; a dict replaces single fields of a
-            nested config. What timm's models take is understood or refused by name (see `zoo.options.timm_options`),
-            and an option that is None and cannot be None is as if not given.
+            nested config, and `encoder` may be the name of one. What timm's models take is understood or refused by
+            name (see `zoo.options.timm_options`), and an option that is None and cannot be None is as if not given.
 
     Raises:
         SegzooError: an unknown name, tag, option or value of a row's field (the message lists the valid ones), or a
