@@ -196,14 +196,14 @@ def mask_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
 
 
 def _say_weights_state(model: object, maker: ScoreMaker) -> None:
-    """Warn once a model, through logging, that its masks mean nothing."""
+    """Warn once a model, through logging, that what it finds means nothing."""
     if maker.weights_state == "pretrained" or model in _warned:
         return
     _warned.add(model)
     what = "all weights are" if maker.weights_state == "untrained" else "the classifier is"
     _log.warning(
-        "%s: %s as drawn at random, so its masks mean nothing; give it weights with create_model(..., pretrained=True) "
-        "or load_weights, or if you have trained it, set model.weights_state = 'pretrained'",
+        "%s: %s as drawn at random, so what it finds means nothing; give it weights with create_model(..., "
+        "pretrained=True) or load_weights, or if you have trained it, set model.weights_state = 'pretrained'",
         maker.name,
         what,
     )

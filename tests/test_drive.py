@@ -342,7 +342,11 @@ def test_without_gdown(drive, monkeypatch, version):
     else:
         monkeypatch.setattr("gdown.__version__", version)
     problem = "gdown is not installed" if version is None else f"gdown {re.escape(version)} is too old"
-    with pytest.raises(segzoo.SegzooError, match=rf"{problem}.*pip install 'segzoo\[drive\]', .*{BY_HAND}"):
+    problem += ".*licence: unknown, see the authors"
+    with pytest.raises(
+        segzoo.SegzooError,
+        match=rf"{problem}.*pip install 'segzoo\[drive\]', .*{BY_HAND}",
+    ):
         create()
     assert drive.requests == []
 

@@ -196,6 +196,18 @@ def test_lists_and_batches(tmp_path):
         segzoo.predict_keypoints(model, images, batch_size=0)
 
 
+def test_an_engine_in_the_place_of_the_model():
+    model = segzoo.create_model("test_segformer_keypoints", pretrained_cfg_overlay={"resize": "none"}).eval()
+    model.weights_state = "pretrained"
+    image = np.random.default_rng(2).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    model.set_inference_reduction("n2d")
+    expected = segzoo.predict_keypoints(model, image)
+    found = segzoo.predict_keypoints(segzoo.compile(model, "eager"), image)
+    torch.testing.assert_close(found.score, expected.score)
+    torch.testing.assert_close(found.xy, expected.xy)
+    assert found.to_dict()["reduction"] == expected.to_dict()["reduction"] != {}
+
+
 def test_files(tmp_path):
     source = tmp_path / "photo.png"
     Image.fromarray(grey()).save(source)

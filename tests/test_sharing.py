@@ -254,9 +254,11 @@ def test_card_of_a_keypoint_model(tmp_path):
     assert card.data.tags == ["segzoo", "test_segformer_keypoints"]
     assert f"a keypoint model of segzoo {segzoo.__version__}: {model.num_classes} keypoints" in card.text
     code = re.search(r"```python\n(.*?)```", card.text, re.S)[1].replace("hf-hub:OWNER/NAME", f"local-dir:{tmp_path}")
+    code = code.replace('"image.jpg"', "numpy.zeros((64, 96, 3), numpy.uint8)")
     names: dict = {}
-    exec("import numpy\n" + code.replace('"image.jpg"', "numpy.zeros((64, 96, 3), numpy.uint8)"), names)
-    assert names["xy"].shape == (model.num_classes, 2)
+    exec("import numpy\n" + code.replace("keypoints.png", f"{tmp_path}/k.png"), names)
+    assert names["pose"].xy.shape == (model.num_classes, 2)
+    assert (tmp_path / "k_keypoints.json").is_file()
 
 
 @pytest.mark.parametrize("name", tiers(segzoo.list_pretrained()))

@@ -76,7 +76,7 @@ def drive_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) 
         name=name,
         file=row.file or f"the checkpoint of {name}",
         source=folder if "/" in folder else f"https://drive.google.com/drive/folders/{folder}",
-        terms=row.license_url or row.origin,
+        terms=row.license_url or f"{row.license}, see {row.origin}",
         sha256=row.sha256,
         size=row.size,
     )
