@@ -79,14 +79,17 @@ mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them
 fuzz: $(VENV)/.stamp-test  ## hostile files into every reader, N=1000 each: does anything but a refusal come out?
 	SEGZOO_FUZZ_CASES=$(or $(N),1000) $(BIN)/python -m pytest -m slow -s tests/fuzz $(PYTEST_ARGS)
 
-# An environment of its own, of several gigabytes; torch 2.4 needs Python 3.12 or older.
+# An environment of its own, of several gigabytes; torch 2.6 needs Python 3.13 or older. What records models for engines
+# needs a newer torch (segzoo/engines/forms.py) and is left out.
+RECORDING := engines.py export.py certification.py
 test-oldest:  ## the fast tests with the oldest torch and timm that pyproject.toml allows
 	rm -rf build/oldest-env && mkdir -p build
 	$(PYTHON) -m venv build/oldest-env
 	sed -n 's/^ *"\(torch\|timm\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > build/oldest.txt
 	test "$$(wc -l < build/oldest.txt)" -eq 2
 	build/oldest-env/bin/python -m pip --disable-pip-version-check install --quiet -c build/oldest.txt -e '.[test]'
-	OMP_NUM_THREADS=1 build/oldest-env/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 build/oldest-env/bin/python -m pytest -n $(WORKERS) $(addprefix --ignore=tests/test_,$(RECORDING)) \
+		$(PYTEST_ARGS)
 
 check: $(VENV)/.stamp-check  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -113,7 +116,7 @@ from pathlib import Path
 import segzoo
 source, installed = Path(sys.argv[1]).resolve(), Path(segzoo.__file__).resolve().parent
 assert installed != source and Path(sys.prefix).resolve() in installed.parents, f"not the installed package: {installed}"
-patterns = ("py.typed", "**/*.py", "labels/*.json", "weights/*", "zoo/index.json")
+patterns = ("py.typed", "**/*.py", "labels/*.json", "training/recipes/*.json", "weights/*", "zoo/index.json")
 for pattern in patterns:
     wanted = {p.relative_to(source) for p in source.glob(pattern) if p.is_file() and not p.name.startswith(".")}
     missing = sorted(str(p) for p in wanted if not (installed / p).is_file())

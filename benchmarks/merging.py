@@ -40,7 +40,7 @@ from recording import RESULTS, conditions, write_table
 from torch import Tensor, nn
 
 import segzoo
-from segzoo.models.mit import EfficientSelfAttention
+from segzoo.layers.spatial_reduction import EfficientSelfAttention
 
 NUM_CLASSES = 19
 TOLERANCE = 1e-9  # float64, relative to the largest score

@@ -43,6 +43,8 @@ _HOMES = {
     "push_to_hub": "sharing",
     "save_pretrained": "sharing",
     "predict": "prediction",
+    "predict_keypoints": "prediction",
+    "Pose": "results",
     "Segmentation": "results",
     "SegzooError": "_errors",
 }

@@ -1,4 +1,4 @@
-"""Keypoints as heatmaps: Gaussian targets, the way back to positions, and PCK.
+"""Keypoints as heatmaps: Gaussian targets, the way back to positions, and PCK; and what keypoints are called.
 
 Positions are (x, y) in pixels with the origin at the image's top left corner, x to the right, y down: the centre of
 the first pixel is (0.5, 0.5), as in segzoo's resizes. Annotations that count pixels from 0 want 0.5 added. Cell
@@ -10,6 +10,8 @@ Shape suffixes: B batch, K keypoints, H, W rows and columns of a heatmap; 2 is (
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,3 +118,86 @@ def pck(xy_BK2: Tensor, truth_BK2: Tensor, visible_BK: Tensor, length_B: Tensor,
     """
     near_BK = (xy_BK2 - truth_BK2).norm(dim=-1) <= t * length_B[:, None]
     return near_BK[visible_BK != 0].float().mean().item()
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """What the keypoints of a model are called, and which are joined by a line.
+
+    Raises:
+        SegzooError: an edge between keypoints that there are not.
+    """
+
+    name: str
+    keypoints: tuple[str, ...]  # in the order of the heatmaps; left and right are the person's own
+    edges: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        strange = {name for edge in self.edges for name in edge} - set(self.keypoints)
+        if strange:
+            raise SegzooError(f"edges of a skeleton must join its keypoints, not {', '.join(sorted(strange))}")
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The edges as indices of keypoints."""
+        return [(self.keypoints.index(a), self.keypoints.index(b)) for a, b in self.edges]
+
+
+def _both_sides(*edges: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Edges within a side of the body, given without the side, as those of both."""
+    return tuple((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in edges)
+
+
+# As COCO's person_keypoints annotations record them.
+COCO = Skeleton(
+    name="coco",
+    keypoints=(
+        *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
+        *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
+        *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+    ),
+    edges=(
+        ("nose", "left_eye"),
+        ("nose", "right_eye"),
+        ("left_eye", "right_eye"),
+        ("left_shoulder", "right_shoulder"),
+        ("left_hip", "right_hip"),
+        *_both_sides(("eye", "ear"), ("ear", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist")),
+        *_both_sides(("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle")),
+    ),
+)
+# Order and edges of the Jump Broadcast Dataset (Ludwig et al., arXiv 2304.02939), on which Segformer++ was trained, as
+# its released configuration has them; the names are written out here.
+JUMP_BROADCAST = Skeleton(
+    name="jump_broadcast",
+    keypoints=(
+        *("head", "neck"),
+        *("right_shoulder", "right_elbow", "right_wrist", "right_hand"),
+        *("left_shoulder", "left_elbow", "left_wrist", "left_hand"),
+        *("right_hip", "right_knee", "right_ankle", "right_heel", "right_toe"),
+        *("left_hip", "left_knee", "left_ankle", "left_heel", "left_toe"),
+    ),
+    edges=(
+        ("head", "neck"),
+        ("neck", "left_shoulder"),
+        ("neck", "right_shoulder"),
+        *_both_sides(("shoulder", "elbow"), ("elbow", "wrist"), ("wrist", "hand"), ("shoulder", "hip")),
+        *_both_sides(("hip", "knee"), ("knee", "ankle"), ("ankle", "heel"), ("heel", "toe")),
+    ),
+)
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, JUMP_BROADCAST)}
+
+
+def skeleton_of(count: int, names: Sequence[str] | None = None) -> Skeleton:
+    """The known skeleton of these names, or without names the one with so many keypoints; else one without edges.
+
+    Args:
+        count: number of keypoints.
+        names: what they are called, where that is known.
+    """
+    for known in SKELETONS.values():
+        if known.keypoints == tuple(names) if names else len(known.keypoints) == count:
+            return known
+    return Skeleton("", tuple(names or (f"keypoint {index}" for index in range(count))))

@@ -114,13 +114,14 @@ def _computed(scores: Tensor) -> Tensor:
 
 
 def _map_of_products(model: ProductUpscaler, head_output: Any, size: tuple[int, int], chunk_bytes: int) -> Tensor:
+    head_output = type(head_output)(*(_computed(x) if isinstance(x, Tensor) else x for x in head_output))
     probability_BQK, logits_BQHW, step_HW = model.product_parts(head_output, size)
     if logits_BQHW.device.type != "cpu" or _largest(logits_BQHW) is None:
         return _map_by_rows(model, head_output, size, chunk_bytes)
     K = probability_BQK.shape[2]
     mask_BHW = torch.empty(len(probability_BQK), *size, dtype=_working_dtype(K))
     for probability_QK, logits_QHW, mask_HW in zip(probability_BQK, logits_BQHW, mask_BHW, strict=True):
-        _ProductMap(_computed(probability_QK), _computed(logits_QHW), step_HW, mask_HW, chunk_bytes).fill()
+        _ProductMap(probability_QK, logits_QHW, step_HW, mask_HW, chunk_bytes).fill()
     return mask_BHW.to(mask_dtype(K))
 
 

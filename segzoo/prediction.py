@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import typing
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, floor, isfinite
 from typing import Any, NamedTuple, cast, overload
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import ImageError, SegzooError
-from .keypoints import Keypoints, decode_heatmaps
+from .keypoints import Skeleton, decode_heatmaps, skeleton_of
 from .labels import LabelSet, generic_labels
 from .layers.shapes import resize as resize_map
 from .masks import Upscaler, class_map
@@ -28,12 +29,16 @@ from .models.rows import PretrainedCfg, label_set
 from .models.segmenter import SegmentationModel
 from .plans import Plan, current_plan
 from .preprocess import ImageSource, check_pixels, describe, is_file, load_image, model_size, pixel_pair, to_input
-from .results import Segmentation
+from .results import Pose, Segmentation
 from .twins import eval_twin
 
 MAX_SCALE = 64
 MAX_WINDOWS = 10_000  # of one image; 8192 x 8192 pixels in windows of 512 with stride 256 are 961
 
+# Is told how many looks at an image (windows of all views) are done, and of how many: 0 first, then after each.
+OnLook = Callable[[int, int], object]
+
+_Result = typing.TypeVar("_Result")
 _log = logging.getLogger("segzoo")
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose weights' state has been said
 
@@ -172,13 +177,7 @@ def predict(
         return map(functools.partial(segment_one, maker, protocol=protocol), image)
     if not isinstance(image, (list, tuple)):
         return segment_one(maker, cast(ImageSource, image), protocol)
-    outcomes = list(segment_many(maker, image, protocol, batch_size))
-    failures = [str(outcome) for outcome in outcomes if isinstance(outcome, ImageError)]
-    if failures:
-        error = ImageError("; ".join(failures))
-        error.results = [None if isinstance(outcome, ImageError) else outcome for outcome in outcomes]
-        raise error
-    return [outcome for outcome in outcomes if isinstance(outcome, Segmentation)]
+    return _all_or_raise(list(segment_many(maker, image, protocol, batch_size)), Segmentation)
 
 
 def mask_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
@@ -190,8 +189,7 @@ def mask_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
     maker = score_maker(model)
     if maker.upscaler.score_kind == "heatmap":
         raise SegzooError(
-            f"{maker.name} gives heatmaps of keypoints, not classes; call "
-            "segzoo.prediction.predict_keypoints(model, image)"
+            f"{maker.name} gives heatmaps of keypoints, not classes; call segzoo.predict_keypoints(model, image)"
         )
     _say_weights_state(model, maker)
     return maker
@@ -211,48 +209,96 @@ def _say_weights_state(model: object, maker: ScoreMaker) -> None:
     )
 
 
-@torch.inference_mode()
+@overload
 def predict_keypoints(
-    model: nn.Module,
+    model: nn.Module | ScoreMaker,
     image: ImageSource,
+    *,
+    box: tuple[float, float, float, float] | None = ...,
+    resize: tuple[int, int] | None = ...,
+    skeleton: Skeleton | None = ...,
+) -> Pose: ...
+
+
+@overload
+def predict_keypoints(
+    model: nn.Module | ScoreMaker,
+    image: list[ImageSource] | tuple[ImageSource, ...],
+    *,
+    resize: tuple[int, int] | None = ...,
+    skeleton: Skeleton | None = ...,
+    batch_size: int = ...,
+) -> list[Pose]: ...
+
+
+def predict_keypoints(
+    model: nn.Module | ScoreMaker,
+    image: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
     *,
     box: tuple[float, float, float, float] | None = None,
     resize: tuple[int, int] | None = None,
-) -> Keypoints:
-    """Find keypoints in an image, or top-down in a part of it.
+    skeleton: Skeleton | None = None,
+    batch_size: int = 1,
+) -> Pose | list[Pose]:
+    """Find keypoints in an image, or top-down in a part of it, or in each image of a list.
+
+    >>> import numpy as np, segzoo
+    >>> model = segzoo.create_model("test_segformer_keypoints")
+    >>> pose = segzoo.predict_keypoints(model, np.zeros((64, 48, 3), np.uint8), resize=(64, 48))
+    >>> pose.xy.shape, pose.skeleton.keypoints[0]
+    (torch.Size([17, 2]), 'nose')
 
     Args:
-        model: a keypoint model of segzoo (`segformer_b0_keypoints`); in any mode, as for `predict`.
-        image: as for `predict`.
-        box: (x0, y0, x1, y1) in pixels of the part to look at, for example a detected person with some room around;
-            rounded outwards to whole pixels and clipped to the image. Default: the whole image.
+        model: a keypoint model of segzoo (`segformer_b0_keypoints`) or an engine of one; in any mode, as for `predict`.
+        image: as for `predict`, but for iterators.
+        box: of a single image (x0, y0, x1, y1) in pixels of the part to look at, for example a detected person with
+            some room around; rounded outwards to whole pixels and clipped to the image. Default: the whole image.
         resize: (H, W) in pixels at which the model sees that part, best that of its training; default: the rule of
             its weights row.
+        skeleton: what the keypoints are called; default: the names of the weights row, else those of the known
+            skeleton with so many keypoints (`segzoo.keypoints.skeleton_of`: 17 are COCO's).
+        batch_size: of a list, so many images that the model sees at one size go through it together.
 
     Returns:
-        Keypoints with xy (K, 2) in pixels of the whole image (`segzoo.keypoints` has the convention) and score (K,),
-        float32 on the CPU.
+        A Pose, or a list of them.
 
     Raises:
-        ImageError: an image that cannot be read.
-        SegzooError: a model of another kind, or a box without a pixel of the image.
+        ImageError: an image that cannot be read; of a list as `predict` does it.
+        SegzooError: a model of another kind, a skeleton of another number of keypoints, or a box without a pixel of
+            the image.
     """
-    maker = score_maker(model) if isinstance(model, SegmentationModel) else None
-    if maker is None or maker.upscaler.score_kind != "heatmap":
-        raise SegzooError(f"{type(model).__name__} is no keypoint model; segzoo.list_models('*_keypoints') lists them")
+    maker = pose_maker(model)
+    if not isinstance(image, (list, tuple)):
+        outcome = _pose_batch(maker, [cast(ImageSource, image)], resize, skeleton, box)[0]
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
+    if box is not None:
+        raise SegzooError("a box belongs to one image; call predict_keypoints for each of the list")
+    return _all_or_raise(list(pose_many(maker, image, batch_size, resize=resize, skeleton=skeleton)), Pose)
+
+
+def pose_maker(model: nn.Module | ScoreMaker) -> ScoreMaker:
+    """`score_maker` where keypoints are wanted; of a model that can only guess it is said, once.
+
+    Raises:
+        SegzooError: it gives no heatmaps.
+    """
+    maker = score_maker(model)
+    if maker.upscaler.score_kind != "heatmap":
+        raise SegzooError(f"{maker.name} is no keypoint model; segzoo.list_models('*_keypoints*') lists them")
     _say_weights_state(model, maker)
-    image_HWC = load_image(image, maker.in_chans)
-    H, W = image_HWC.shape[:2]
-    x0, y0, x1, y1 = (0, 0, W, H) if box is None else _box(box)
-    left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(W, ceil(x1)), min(H, ceil(y1))
-    if left >= right or top >= bottom:
-        raise SegzooError(f"box {box} has no pixel of an image of {W} x {H}; give (x0, y0, x1, y1) in pixels")
-    part_HWC = image_HWC[top:bottom, left:right]
-    size = (bottom - top, right - left)
-    x_BCHW = to_input(part_HWC, model_size(size, maker.row, resize), maker.row, maker.like)
-    heatmaps_BKHW = maker.head_output(x_BCHW).float().cpu()
-    xy_BK2, score_BK = decode_heatmaps(heatmaps_BKHW, size, origin=(left, top))
-    return Keypoints(xy=xy_BK2[0], score=score_BK[0])
+    return maker
+
+
+def _all_or_raise(outcomes: Sequence[_Result | ImageError], kind: type[_Result]) -> list[_Result]:
+    """What became of a list of images, if none failed; else one error that names all that did, with the others."""
+    failures = [str(outcome) for outcome in outcomes if isinstance(outcome, ImageError)]
+    if failures:
+        error = ImageError("; ".join(failures))
+        error.results = [None if isinstance(outcome, ImageError) else outcome for outcome in outcomes]
+        raise error
+    return [outcome for outcome in outcomes if isinstance(outcome, kind)]
 
 
 # --- what a call asks for ---------------------------------------------------------------------------------------------
@@ -363,14 +409,17 @@ class ModelScores:
 
 
 @torch.inference_mode()
-def segment_one(maker: ScoreMaker, source: ImageSource, protocol: Protocol) -> Segmentation:
+def segment_one(
+    maker: ScoreMaker, source: ImageSource, protocol: Protocol, on_look: OnLook | None = None
+) -> Segmentation:
     image_HWC = load_image(source, maker.in_chans)
     size = (image_HWC.shape[0], image_HWC.shape[1])
     seen_size = model_size(size, maker.row, protocol.resize)
     if protocol.in_one_look:
         (view,) = views(maker, image_HWC, seen_size, protocol)
         return _segmentation(maker, source, image_HWC, maker.upscaler, maker.head_output(view.x))
-    return _segmentation(maker, source, image_HWC, AVERAGED, mean_of_views(maker, image_HWC, seen_size, protocol))
+    scores_BKHW = mean_of_views(maker, image_HWC, seen_size, protocol, on_look)
+    return _segmentation(maker, source, image_HWC, AVERAGED, scores_BKHW)
 
 
 def _segmentation(
@@ -383,7 +432,7 @@ def _segmentation(
     return Segmentation(
         mask=mask_HW if mask_HW.dtype == np.uint8 else mask_HW.astype(np.uint16),
         label_set=maker.label_set,
-        image=image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2),
+        image=_rgb(image_HWC),
         source=describe(source),
         model=maker.name,
         weights_state=maker.weights_state,
@@ -393,25 +442,38 @@ def _segmentation(
 
 
 def segment_many(
-    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol, batch_size: int
+    maker: ScoreMaker,
+    sources: Sequence[ImageSource],
+    protocol: Protocol,
+    batch_size: int,
+    on_look: OnLook | None = None,
 ) -> Iterator[Segmentation | ImageError]:
-    """What becomes of each image, in order; `batch_size` of them are read at a time."""
+    """What becomes of each image, in order; `batch_size` of them are read at a time.
+
+    Args:
+        on_look: told of each image that takes several looks.
+    """
+    for some in _batches(sources, batch_size):
+        yield from _segment_batch(maker, some, protocol, on_look)
+
+
+def _batches(sources: Sequence[ImageSource], batch_size: int) -> Iterator[Sequence[ImageSource]]:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise SegzooError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
     for first in range(0, len(sources), batch_size):
-        yield from _segment_batch(maker, sources[first : first + batch_size], protocol)
+        yield sources[first : first + batch_size]
 
 
 @torch.inference_mode()
 def _segment_batch(
-    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol
+    maker: ScoreMaker, sources: Sequence[ImageSource], protocol: Protocol, on_look: OnLook | None
 ) -> list[Segmentation | ImageError]:
     outcomes: dict[int, Segmentation | ImageError] = {}
     together: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # size seen -> images, by their places
     for i, source in enumerate(sources):
         try:
             if len(sources) == 1 or not protocol.in_one_look:
-                outcomes[i] = segment_one(maker, source, protocol)
+                outcomes[i] = segment_one(maker, source, protocol, on_look)
                 continue
             image_HWC = load_image(source, maker.in_chans)
             size = model_size((image_HWC.shape[0], image_HWC.shape[1]), maker.row, protocol.resize)
@@ -427,6 +489,100 @@ def _segment_batch(
     return [outcomes[i] for i in range(len(sources))]
 
 
+def pose_many(
+    maker: ScoreMaker,
+    sources: Sequence[ImageSource],
+    batch_size: int,
+    *,
+    resize: tuple[int, int] | None = None,
+    skeleton: Skeleton | None = None,
+) -> Iterator[Pose | ImageError]:
+    """What becomes of each image, in order; `batch_size` of them are read at a time."""
+    for some in _batches(sources, batch_size):
+        yield from _pose_batch(maker, some, resize, skeleton, None)
+
+
+class Part(NamedTuple):
+    """A part of an image, which a keypoint model looks at."""
+
+    image: np.ndarray  # (H, W, C) uint8, the whole image
+    box: tuple[int, int, int, int]  # (x0, y0, x1, y1) in whole pixels of it
+
+    @property
+    def pixels(self) -> np.ndarray:
+        x0, y0, x1, y1 = self.box
+        return self.image[y0:y1, x0:x1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.box
+        return y1 - y0, x1 - x0
+
+
+@torch.inference_mode()
+def _pose_batch(
+    maker: ScoreMaker,
+    sources: Sequence[ImageSource],
+    resize: tuple[int, int] | None,
+    skeleton: Skeleton | None,
+    box: tuple[float, float, float, float] | None,
+) -> list[Pose | ImageError]:
+    outcomes: dict[int, Pose | ImageError] = {}
+    together: dict[tuple[int, int], list[tuple[int, Part]]] = {}  # size seen -> parts of images, by their places
+    for i, source in enumerate(sources):
+        try:
+            part = _part_of(load_image(source, maker.in_chans), box)
+            together.setdefault(model_size(part.size, maker.row, resize), []).append((i, part))
+        except ImageError as error:
+            outcomes[i] = error
+    for size, parts in together.items():
+        x_BCHW = torch.cat([to_input(part.pixels, size, maker.row, maker.like) for _, part in parts])
+        heatmaps_BKHW = maker.head_output(x_BCHW).float().cpu()
+        for (i, part), heatmaps_KHW in zip(parts, heatmaps_BKHW, strict=True):
+            outcomes[i] = _pose(maker, sources[i], part, heatmaps_KHW, skeleton)
+    return [outcomes[i] for i in range(len(sources))]
+
+
+def _part_of(image_HWC: np.ndarray, box: tuple[float, float, float, float] | None) -> Part:
+    """The whole image, or the pixels that a box touches."""
+    H, W = image_HWC.shape[:2]
+    x0, y0, x1, y1 = (0, 0, W, H) if box is None else _box(box)
+    left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(W, ceil(x1)), min(H, ceil(y1))
+    if left >= right or top >= bottom:
+        raise SegzooError(f"box {box} has no pixel of an image of {W} x {H}; give (x0, y0, x1, y1) in pixels")
+    return Part(image_HWC, (left, top, right, bottom))
+
+
+def _pose(maker: ScoreMaker, source: ImageSource, part: Part, heatmaps_KHW: Tensor, skeleton: Skeleton | None) -> Pose:
+    count = len(heatmaps_KHW)
+    skeleton = skeleton or _skeleton_of(maker.row, count)
+    if len(skeleton.keypoints) != count:
+        raise SegzooError(f"{maker.name} has {count} keypoints, the skeleton {len(skeleton.keypoints)}")
+    xy_BK2, score_BK = decode_heatmaps(heatmaps_KHW[None], part.size, origin=part.box[:2])
+    return Pose(
+        xy=xy_BK2[0],
+        score=score_BK[0],
+        skeleton=skeleton,
+        image=_rgb(part.image),
+        box=part.box,
+        source=describe(source),
+        model=maker.name,
+        weights_state=maker.weights_state,
+        plan=maker.plan,
+    )
+
+
+def _skeleton_of(row: PretrainedCfg, count: int) -> Skeleton:
+    """With the names of the weights row, if it has so many."""
+    names = row.label_names
+    return skeleton_of(count, names if names and len(names) == count else None)
+
+
+def _rgb(image_HWC: np.ndarray) -> np.ndarray:
+    """The image as it is shown: of other than three channels the first."""
+    return image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
+
+
 class View(NamedTuple):
     """One look at an image."""
 
@@ -436,22 +592,35 @@ class View(NamedTuple):
 
 def views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Iterator[View]:
     """The image at every scale of the protocol, and the mirror image of each where it flips."""
-    divisor = maker.row.size_divisor if protocol.resize is None else 1
-    for scale in protocol.scales:
-        x_BCHW = to_input(image_HWC, _scaled(seen_size, scale, divisor), maker.row, maker.like)
+    for size in _view_sizes(maker, seen_size, protocol):
+        x_BCHW = to_input(image_HWC, size, maker.row, maker.like)
         yield View(x_BCHW, mirrored=False)
         if protocol.flip:
             yield View(x_BCHW.flip(-1), mirrored=True)
 
 
-def mean_of_views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int, int], protocol: Protocol) -> Tensor:
+def _view_sizes(maker: ScoreMaker, seen_size: tuple[int, int], protocol: Protocol) -> list[tuple[int, int]]:
+    """(H, W) at which the model sees the image, a scale after the other."""
+    divisor = maker.row.size_divisor if protocol.resize is None else 1
+    return [_scaled(seen_size, scale, divisor) for scale in protocol.scales]
+
+
+def mean_of_views(
+    maker: ScoreMaker,
+    image_HWC: np.ndarray,
+    seen_size: tuple[int, int],
+    protocol: Protocol,
+    on_look: OnLook | None = None,
+) -> Tensor:
     """(1, K, *seen_size): the scores of a single view, else the mean of the views' probabilities."""
     total_BKHW: Tensor | None = None
+    looked = _counter(on_look, num_looks(_view_sizes(maker, seen_size, protocol), protocol))
     for view in views(maker, image_HWC, seen_size, protocol):
         if protocol.mode == "slide":
-            scores_BKHW = resize_map(slide(maker, view.x, protocol), seen_size)
+            scores_BKHW = resize_map(slide(maker, view.x, protocol, looked), seen_size)
         else:
             scores_BKHW = maker.upscaler.to_size(maker.head_output(view.x), seen_size)
+            looked()
         if protocol.num_views == 1:
             return scores_BKHW
         if maker.upscaler.score_kind == "logits":
@@ -462,8 +631,33 @@ def mean_of_views(maker: ScoreMaker, image_HWC: np.ndarray, seen_size: tuple[int
     return cast(Tensor, total_BKHW).div_(protocol.num_views)
 
 
-def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
-    """Mean over windows of the scores at input size, the last window of a row or column flush with the border."""
+def num_looks(view_sizes: Sequence[tuple[int, int]], protocol: Protocol) -> int:
+    """How often the model runs for an image that it sees at these sizes: windows of all views, mirrored ones too."""
+    mirrors = 2 if protocol.flip else 1
+    if protocol.mode == "whole":
+        return mirrors * len(view_sizes)
+    return mirrors * sum(num_windows(size, protocol.crop, protocol.stride) for size in view_sizes)
+
+
+def _counter(on_look: OnLook | None, total: int) -> Callable[[], None]:
+    """What to call after each look, so that `on_look` is told."""
+    if on_look is None:
+        return lambda: None
+    on_look(0, total)
+    done = itertools.count(1)
+
+    def looked() -> None:
+        on_look(next(done), total)
+
+    return looked
+
+
+def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol, looked: Callable[[], None] = lambda: None) -> Tensor:
+    """Mean over windows of the scores at input size, the last window of a row or column flush with the border.
+
+    Args:
+        looked: called after each window.
+    """
     total_BKHW: Tensor | None = None
     count_HW = torch.zeros(x_BCHW.shape[2:])
     check_windows(x_BCHW.shape[2:], protocol.crop, protocol.stride)
@@ -475,6 +669,7 @@ def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol) -> Tensor:
             count_HW = scores_BKHW.new_zeros(x_BCHW.shape[2:])
         total_BKHW[:, :, rows, columns] += scores_BKHW
         count_HW[rows, columns] += 1
+        looked()
     return cast(Tensor, total_BKHW).div_(count_HW)
 
 
@@ -492,12 +687,16 @@ def starts(side: int, window: int, step: int) -> list[int]:
     return [*range(0, max(0, side - window), step), max(0, side - window)]
 
 
+def num_windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> int:
+    rows, columns = (len(starts(*sides)) for sides in zip(size, crop, stride, strict=True))
+    return rows * columns
+
+
 def check_windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> None:
     """Raises ImageError if an image of (H, W) would be seen in more windows than can be meant."""
-    rows, columns = (len(starts(*sides)) for sides in zip(size, crop, stride, strict=True))
-    if rows * columns > MAX_WINDOWS:
+    if (count := num_windows(size, crop, stride)) > MAX_WINDOWS:
         raise ImageError(
-            f"the image at {size[0]} x {size[1]} pixels would be seen in {rows * columns:,} windows of {crop[0]} x "
+            f"the image at {size[0]} x {size[1]} pixels would be seen in {count:,} windows of {crop[0]} x "
             f"{crop[1]}, more than {MAX_WINDOWS:,}; give a larger crop and stride, or mode='whole'"
         )
 

@@ -67,6 +67,34 @@ def draw_borders(picture: Image.Image, mask_HW: np.ndarray) -> Image.Image:
     return Image.fromarray(picture_HWC)
 
 
+def draw_points(
+    picture: Image.Image,
+    lines: Sequence[tuple[Sequence[float], Sequence[float], tuple[int, int, int]]],
+    points: Sequence[tuple[Sequence[float], tuple[int, int, int]]],
+    *,
+    size: int,
+) -> Image.Image:
+    """Lines, and points on top of them, each with a dark rim, so that they are seen on anything.
+
+    Args:
+        lines: (x, y) of both ends in pixels, and colour.
+        points: (x, y) in pixels, and colour.
+        size: radius of the points in pixels, and width of the lines.
+    """
+    picture = picture.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    rim = max(1, round(size / 4))
+    ends = [((a[0], a[1], b[0], b[1]), colour) for a, b, colour in lines]
+    for corners, _ in ends:
+        draw.line(corners, fill="black", width=size + 2 * rim)
+    for corners, colour in ends:
+        draw.line(corners, fill=colour, width=size)
+    for (x, y), colour in points:
+        for radius, fill in ((size + rim, "black"), (size, colour)):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    return picture
+
+
 def changed_pixels(
     image_HWC: np.ndarray, before_HW: np.ndarray, after_HW: np.ndarray, truth_HW: np.ndarray
 ) -> Image.Image:

@@ -47,7 +47,7 @@ LEAVES = ROOMS[-1]
 # every family stands on. `<family>_weights.py` is a record; any other `<family>_....py` is a part of its family: of
 # SegViT the segmenter's, which no other segmenter may import, and of RTFormer the encoder's.
 SEGMENTERS = ("edaformer", "segformer", "rtformer", "segvit")
-ENCODERS = ("eft", "mit", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
+ENCODERS = ("eft", "mit", "pvt", "vit", "swin", "rtformer_backbone", "rtformer_baselines")
 FOUNDATIONS = ("base", "segmenter", "family", "rows", "keys", "config", "features", "fields")
 RECORDS_MAY_IMPORT = ("segzoo.models.keys", "segzoo.models.rows", "segzoo._errors")
 KINDS = ("package", "segmenter", "encoder", "record of weights", "foundation")

@@ -76,12 +76,63 @@ def test_eval_on_scenes(model, capsys):
     assert sum(map(sum, record["confusion"])) == 256 * 512
 
 
+def test_eval_of_engines(model, street, capsys):
+    """What an engine computes is what the model does, under the name of the reduction."""
+    argv = ["eval", "--data", str(street), "--json"]
+    plans = ["--reduction", "base", "fast"]
+    assert main([*argv, model, *plans]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*argv, model, *plans, "--engine", "eager"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["reduction"] for record in records] == ["base", "fast"]
+    assert [record["plan"] for record in records] == [record["plan"] for record in plain]
+    for record, expected in zip(records, plain, strict=True):
+        moved = np.abs(np.array(record["confusion"]) - np.array(expected["confusion"])).sum()
+        assert moved <= 8  # folding rounds otherwise
+        assert (record["engine"], record["dtype"]) == ("eager", "float32") and expected["engine"] == "torch"
+    assert main([*argv, model, "--engine", "eager", "--precision", "bf16", "--limit", "1"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["engine"], record["dtype"], record["reduction"]) == ("eager", "bfloat16", "as is")
+
+
+def test_eval_of_an_exported_file(model, street, monkeypatch, capsys):
+    """The file's engine is what is measured; how it comes out of the file is for test_export.py."""
+    source = segzoo.create_model(model, pretrained=True)
+    source.set_inference_reduction("fast")
+    asked = []
+
+    def load_engine(*args, **options):
+        asked.append((args, options))
+        return segzoo.compile(source, "eager")
+
+    monkeypatch.setattr("segzoo.engines.load_engine", load_engine)
+    argv = ["eval", "--data", str(street), "--limit", "1", "--json", "--engine-file", "m.onnx"]
+    assert main([*argv, "--precision", "bf16", "--threads", "1", "--trust-code"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["plan"] == json.loads(source.set_inference_reduction("fast").to_json())
+    assert (record["engine"], record["reduction"], record["samples"]) == ("eager", "as is", 1)
+    assert asked == [(("m.onnx",), {"precision": "bf16", "threads": 1, "trust_code": True})]
+
+
+def test_eval_refuses_options_that_exclude_each_other(model, street, capsys):
+    argv = ["eval", "--data", street]
+    assert "name a model, or a file" in refused(capsys, *argv)
+    assert "model does not go with --engine-file" in refused(capsys, *argv, model, "--engine-file", "x.onnx")
+    message = refused(capsys, *argv, "--engine-file", "x.onnx", "--reduction", "base")
+    assert "--reduction does not go with --engine-file" in message
+    assert "add --engine openvino" in refused(capsys, *argv, model, "--precision", "bf16")
+    assert "runs on the processor" in refused(capsys, *argv, model, "--engine", "eager", "--device", "cuda")
+    assert "engine must be one of" in refused(capsys, *argv, model, "--engine", "abacus")
+
+
 def test_eval_of_keypoints(tmp_path, capsys):
     torch.manual_seed(0)
     model = segzoo.create_model("test_segformer_keypoints", num_classes=4)
     segzoo.save_pretrained(model, tmp_path / "model")
     assert main(["eval", f"local-dir:{tmp_path / 'model'}", "--data", "car_corners", "--limit", "2", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
+    argv = ["eval", f"local-dir:{tmp_path / 'model'}", "--data", "car_corners", "--limit", "1", "--engine", "eager"]
+    assert "leave out the engine" in refused(capsys, *argv)
     assert 0 <= record["PCK@0.2"] <= 100 and record["samples"] == 2
 
 

@@ -66,8 +66,11 @@ def test_figures_with_protocol_reduction_and_doubt(info):
     assert "trained with the reduction; arXiv 2405.14467, Table III" in text
     text = info("edaformer_b.ade20k", "--size", "64", "64")
     assert "single scale, whole image; arXiv 2407.17261, Tables 1 and 4; could not be confirmed" in text
-    assert "how to get them: download the checkpoint from the Google Drive folder" in text
-    assert "not published in a loadable form" in text
+    assert (
+        "from: the authors' folder https://drive.google.com/drive/folders/1hiAFQcfH9qd37WOc1_HMB0vKzbY-IWrO\n" in text
+    )
+    assert "how to get them: pip install 'segzoo[drive]', then pretrained=True finds the file there by its name" in text
+    assert "not published in a loadable form" in info("edaformer_mit_b0.ade20k", "--size", "64", "64")
 
 
 def test_costs_that_the_paper_counts_otherwise_say_how(info):
@@ -99,3 +102,29 @@ def test_a_saved_plan_is_in_force(info, tmp_path):
     segzoo.save_pretrained(model, tmp_path / "saved")
     said = json.loads(info(f"local-dir:{tmp_path / 'saved'}", "--size", "64", "64", "--json"))
     assert said["reduction"]["encoder.0"] == 2
+
+
+def test_on_a_terminal_lines_are_broken_between_words(info, monkeypatch):
+    plain = info("edaformer_b", "--size", "64", "64")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    broken = info("edaformer_b", "--size", "64", "64")
+    assert broken.split() == plain.split()
+    assert max(map(len, plain.splitlines())) > 80
+    assert all(len(line) <= 80 or "https://" in line for line in broken.splitlines())
+    assert (
+        "  how to get them: pip install 'segzoo[drive]', then pretrained=True finds the\n      file there by" in broken
+    )
+
+
+def test_options_of_the_config(info, capsys):
+    said = json.loads(info("edaformer_t", "--option", "decoder_mixer=conv", "encoder=pvt_v2_b0", "--json"))
+    model = segzoo.create_model("edaformer_t.scenes", decoder_mixer="conv", encoder="pvt_v2_b0")
+    assert said["params"] == sum(parameter.numel() for parameter in model.parameters())
+    said = json.loads(info("test_segvit", "--size", "64", "64", "--option", "stages=[1,3]", "--json"))
+    assert said["macs"] == segzoo.cost(segzoo.create_model("test_segvit", stages=(1, 3)), (64, 64)).macs
+    assert main(["info", "test_segvit", "--option", "stage=3"]) == 2
+    assert "no option 'stage'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["info", "test_segvit", "--option", "stages"])
+    assert "stages is not NAME=VALUE" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def listed(capsys, monkeypatch):
 
 MODELS = """\
 edaformer     parameters  weights for
-edaformer_t    4,929,914  scenes, (ade20k, cityscapes, coco_stuff)
+edaformer_t    4,929,914  ade20k, cityscapes, coco_stuff, scenes
 
 rtformer        parameters  weights for
 rtformer_slim    5,403,398  cityscapes, ade20k, (camvid, coco_stuff10k)
@@ -35,11 +35,11 @@ segformerpp_b5_{fast,hq,n2d}   84,708,694  cityscapes, ade20k
 """
 
 WEIGHTS_80 = """\
-edaformer               data set    mIoU   source       use
-edaformer_t.ade20k      ade20k      42.3?  unpublished  ask
-edaformer_t.cityscapes  cityscapes  78.7?  unpublished  ask
-edaformer_t.coco_stuff  coco_stuff  40.3?  unpublished  ask
-edaformer_t.scenes      scenes      89.04  bundled      any
+edaformer               data set    mIoU   source   use
+edaformer_t.ade20k      ade20k      42.3?  drive    ask
+edaformer_t.cityscapes  cityscapes  78.7?  drive    ask
+edaformer_t.coco_stuff  coco_stuff  40.3?  drive    ask
+edaformer_t.scenes      scenes      89.04  bundled  any
 
 segformer                                 data set    mIoU   source  use
 segformer_b5.nvidia_ade20k_640            ade20k      51.0   hub     nc
@@ -51,7 +51,7 @@ segformer_b5.smp_cityscapes_1024          cityscapes         hub     nc
 segformerpp_b5_{fast,hq,n2d}: segformer_b5's weights; mIoU 82.04, 82.31, 81.96
 
 ?: a published figure that could not be confirmed; `segzoo info NAME.TAG`
-unpublished: `segzoo info NAME.TAG` says how to get the weights
+drive: Google Drive, by pip install 'segzoo[drive]'; see `segzoo info NAME.TAG`
 use: any = commercial too, nc = not commercial, ask = terms not stated
 """
 
@@ -70,7 +70,7 @@ use: any = commercial too, nc = not commercial, ask = terms not stated
 
 def test_models(listed):
     for width in (80, 120):
-        assert listed("edaformer_t", "rtformer_sli[m]", "segformerpp_b5", width=width) == MODELS
+        assert listed("edaformer_t", "rtformer_sli[m]", "segformerpp_b5_[fhn]*", width=width) == MODELS
 
 
 def test_weights(listed):
@@ -84,7 +84,7 @@ def test_everything_fits_the_terminal(listed, arguments, width):
     lines = listed(*arguments, width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert not any(line.startswith("test_") for line in lines)
-    assert sum(line.startswith("segformerpp_") for line in lines) == 6
+    assert sum(line.startswith("segformerpp_") for line in lines) == (6 if "--pretrained" in arguments else 12)
 
 
 def test_in_a_terminal_that_is_too_narrow_only_names_are_left(listed):
@@ -112,7 +112,7 @@ def test_a_filter_without_wildcards_that_finds_nothing_says_what_would(caplog):
     (message,) = caplog.messages
     assert message == (
         "nothing is called 'segformerpp_b5'; the filter '*segformerpp_b5*' finds segformerpp_b5_hq, "
-        "segformerpp_b5_fast, segformerpp_b5_n2d"
+        "segformerpp_b5_fast, segformerpp_b5_n2d and 3 more"
     )
     caplog.clear()
     assert segzoo.list_models("no_such_name") == segzoo.list_models("no_such*") == []

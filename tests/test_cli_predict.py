@@ -20,6 +20,7 @@ from segzoo.cli import main
 from segzoo.cli.inputs import Input, find_inputs
 from segzoo.cli.predict import output_files
 from segzoo.data import scenes
+from segzoo.results import SavedFiles
 
 
 @pytest.fixture(scope="session")
@@ -151,15 +152,65 @@ def test_progress_is_for_terminals(predict, place, monkeypatch, capsys):
     assert opening.startswith("edaformer_t.scenes")
     assert closing == "2 of 2 written to segzoo_masks"
 
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["predict", "a.png", "b.png", "--overwrite"]) == 0
     assert "images/s" in terminal.getvalue()
     assert "0/2" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_windows_of_a_large_image_are_counted(place, folder, monkeypatch, capsys):
+    """1,000 columns in windows of 512 with a stride of 341: they begin at 0, 341 and 488."""
+    place("street.png")
+    save_file(segzoo.create_model("test_edaformer").state_dict(), folder / "w.safetensors")
+    tiny = ["predict", "street.png", "--overwrite", "--model", "test_edaformer", "--checkpoint", "w.safetensors"]
+    slide = [*tiny, "--mode", "slide", "--resize", "64", "1000"]
+    assert main(slide) == 0
+    assert "windows" not in capsys.readouterr().err  # no terminal
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main(slide) == 0
+    assert "0/3" in terminal.getvalue() and "windows/s" in terminal.getvalue()
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main(tiny) == main([*slide, "--json"]) == 0  # one look; for a program
+    assert "\r" not in terminal.getvalue()
+
+
+OUTPUT_80 = """\
+edaformer_t.scenes, trained on synthetic street scenes (13 classes); not for
+  photographs, for which `segzoo predict --model segformer_b0.nvidia_ade20k_512`
+  (anything; not commercial) or `--model rtformer_slim.cityscapes` (streets;
+  Apache-2.0) gets weights
+street.png -> segzoo_masks/street.png: road 22 %, sky 21 %, vegetation 14 %,
+  person 7 %, sidewalk 6 %, car 6 %
+segzoo: error: empty.png is empty; save or download it again
+1 of 2 written to segzoo_masks; 1 failed
+"""
+
+OUTPUT_120 = """\
+edaformer_t.scenes, trained on synthetic street scenes (13 classes); not for photographs, for which `segzoo predict
+  --model segformer_b0.nvidia_ade20k_512` (anything; not commercial) or `--model rtformer_slim.cityscapes` (streets;
+  Apache-2.0) gets weights
+street.png -> segzoo_masks/street.png: road 22 %, sky 21 %, vegetation 14 %, person 7 %, sidewalk 6 %, car 6 %
+segzoo: error: empty.png is empty; save or download it again
+1 of 2 written to segzoo_masks; 1 failed
+"""
+
+
+@pytest.mark.parametrize(("width", "expected"), [(80, OUTPUT_80), (120, OUTPUT_120)])
+def test_what_a_terminal_shows(place, monkeypatch, width, expected):
+    place("street.png")
+    Path("empty.png").write_bytes(b"")
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["predict", "street.png", "empty.png"]) == 2
+    assert "".join(line.rpartition("\r")[2] for line in terminal.getvalue().splitlines(keepends=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -211,13 +262,21 @@ class Malicious:
         return os.mkdir, ("executed",)
 
 
-def test_bad_checkpoints(predict, place, folder):
+def test_bad_checkpoints(predict, place, folder, capsys):
     place("street.png")
     files = {"evil.pth": pickle.dumps({"a": Malicious()}), "empty.safetensors": b"", "cut.safetensors": b"\x08" * 30}
+    files |= {f"text.{kind}": b"abc" for kind in ("pth", "pt", "bin", "pdparams", "zip")} | {"table.pth": b"a,b\n1,2\n"}
+    files |= {"model.onnx": b"\x08\x08\x12\x07pytorch"}
     for name, data in files.items():
         Path(name).write_bytes(data)
-        predict("street.png", "--checkpoint", name).refused(name)
+        done = predict("street.png", "--checkpoint", name)
+        done.refused(name)
+        assert main(["convert", name, "edaformer_t.ade20k", "-o", "converted"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("segzoo: error: ") and name in error
+        assert "weights_only" not in done.err + error  # torch's advice to run what is in the file
     predict("street.png", "--checkpoint", folder).refused("is a directory")
+    assert not Path("converted").exists()
     assert not Path("segzoo_masks").exists()
     assert not Path("executed").exists()
 
@@ -362,7 +421,7 @@ def named(*stems: str) -> list[Input]:
 
 
 def test_results_have_names_of_their_own():
-    places = output_files(named("a", "a_overlay", "a", "b_overlay", "b", "a-2", "a"), Path("out"))
+    places = output_files(named("a", "a_overlay", "a", "b_overlay", "b", "a-2", "a"), Path("out"), SavedFiles.of)
     assert [files.mask.name for files in places] == [
         *("a.png", "a_overlay-2.png", "a-2.png", "b_overlay.png", "b-2.png", "a-2-2.png", "a-3.png")
     ]
@@ -388,6 +447,6 @@ def calls(work) -> int:
 def test_names_of_many_images_take_linear_time():
     """`*/img.png`: every image has the same stem."""
     small, large = (named(*["img"] * n) for n in (200, 2000))
-    output_files(small, Path("out"))
-    work = [calls(lambda items=items: output_files(items, Path("out"))) for items in (small, large)]
+    output_files(small, Path("out"), SavedFiles.of)
+    work = [calls(lambda items=items: output_files(items, Path("out"), SavedFiles.of)) for items in (small, large)]
     assert work[1] < 11 * work[0]

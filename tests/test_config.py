@@ -12,12 +12,13 @@ from segzoo.models.config import EncoderConfig, SegmenterConfig
 from segzoo.models.edaformer import TEST_EDAFORMER
 from segzoo.models.eft import TEST_EFT
 from segzoo.models.mit import TEST_MIT
+from segzoo.models.pvt import TEST_PVT_V2
 from segzoo.models.segformer import TEST_SEGFORMER
 from segzoo.models.segvit import TEST_SEGVIT, TEST_SEGVIT_SHRUNK, TEST_VIT
 from segzoo.models.swin import TEST_SWIN
 
 FOUR_VIT = dataclasses.replace(TEST_VIT, stages=(0, 1, 2, 3))
-ENCODERS = {"eft": TEST_EFT, "mit": TEST_MIT, "vit": FOUR_VIT, "swin": TEST_SWIN}
+ENCODERS = {"eft": TEST_EFT, "mit": TEST_MIT, "pvt": TEST_PVT_V2, "vit": FOUR_VIT, "swin": TEST_SWIN}
 SEGMENTERS = ("test_edaformer", "test_segformer", "test_segvit")
 
 
@@ -43,6 +44,7 @@ SEGMENTERS = ("test_edaformer", "test_segformer", "test_segvit")
         (TEST_SWIN, {"stages": ()}, r"stages=\(\) must be rising stage numbers from 0 to 3"),
         # contradictions
         (TEST_EFT, {"depths": (1, 1, 2)}, r"depths must have 4 entries, one a stage, not \(1, 1, 2\)"),
+        (TEST_PVT_V2, {"mlp_ratios": (8, 8, 4)}, r"mlp_ratios must have 4 entries, one a stage, not \(8, 8, 4\)"),
         (TEST_MIT, {"num_heads": (1, 2, 5, 4)}, r"num_heads=\(1, 2, 5, 4\) must divide embed_dims=\(8, 16, 24, 32\)"),
         (TEST_SWIN, {"num_heads": (3, 2, 2, 4)}, r"must divide the channels \[8, 16, 32, 64\] of the stages"),
         (TEST_EDAFORMER, {"decoder_depths": (1, 1)}, "decoder_depths must have 3 entries"),
@@ -69,7 +71,7 @@ def test_no_segmenter_copies_a_field_of_its_encoder():
 @pytest.mark.parametrize("segmenter", SEGMENTERS)
 def test_any_encoder_under_any_decoder(segmenter, encoder):
     heads = {"decoder_num_heads": (4, 2, 2)} if segmenter == "test_edaformer" else {}
-    if segmenter == "test_edaformer" and encoder in ("eft", "mit"):
+    if segmenter == "test_edaformer" and encoder in ("eft", "mit", "pvt"):
         heads = {"decoder_num_heads": (4, 3, 2)}
     model = segzoo.create_model(segmenter, encoder=ENCODERS[encoder], in_chans=4, num_classes=5, **heads).eval()
     assert (model.in_chans, model.num_classes, model.encoder.num_classes) == (4, 5, 0)
@@ -107,6 +109,14 @@ def test_options_of_the_encoder_are_given_flat_nested_or_both():
 def test_a_wrong_encoder_is_refused_beside_options_of_the_right_one():
     with pytest.raises(segzoo.SegzooError, match="encoder must be EncoderConfig, not 3"):
         segzoo.create_model("test_edaformer", encoder=3, depths=(1, 1, 1, 1))
+
+
+def test_an_encoder_by_its_name():
+    named = segzoo.create_model("test_edaformer", encoder="test_pvt_v2", embedding_free=True)
+    assert named.cfg.encoder == dataclasses.replace(TEST_PVT_V2, embedding_free=True)
+    for name in ("resnet50", "test_edaformer"):
+        with pytest.raises(segzoo.SegzooError, match=f"encoder='{name}' is no encoder's name; encoders: eft_t, "):
+            segzoo.create_model("test_edaformer", encoder=name)
 
 
 def test_a_base_says_that_it_builds_nothing():

@@ -12,7 +12,7 @@ from PIL import Image
 from segzoo._errors import ImageError, SegzooError
 from segzoo.data.classification import open_classification
 from segzoo.data.layouts import LAYOUTS, find_layouts
-from segzoo.data.scenes import render
+from segzoo.data.scenes import context, render
 from segzoo.data.segmentation import SceneData, open_data, read_mask
 
 SIZE = (2, 3)  # (H, W)
@@ -190,6 +190,13 @@ def test_list_file(tmp_path):
     data = open_data(tmp_path / "val.txt")
     assert (data.name, data.split, data.num_classes, len(data)) == ("list", "val", 11, 1)
     assert data[0].labels.tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_paired_landscapes():
+    data = open_data("context")
+    assert isinstance(data, SceneData) and len(data) == 200 and data.num_classes == 17
+    assert np.array_equal(data[1].labels, context.render(seed=1_000_001)[1])
+    assert len(open_data("context", split="train")) == 4000
 
 
 def test_scenes():

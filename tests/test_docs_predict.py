@@ -22,6 +22,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     assert {path.name for path in Path("masks").iterdir()} == {
         *("street.png", "street_overlay.png", "street_classes.json")
     }
+    assert {path.name for path in Path("poses").iterdir()} == {"street.png", "street_keypoints.json"}
 
 
 def test_options_are_known():

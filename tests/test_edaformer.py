@@ -104,6 +104,8 @@ def test_presets_are_the_papers_settings():
         {"decoder_depths": (2, 2, 2)},
         {"decoder_depths": (1, 2, 3)},
         {"decoder_embedding_free": False},
+        {"decoder_mixer": "conv"},
+        {"decoder_mixer": "dwconv"},
         {"encoder": {"embedding_free": False}},
     ],
 )
@@ -115,3 +117,53 @@ def test_ablations_are_configuration(options):
     scores = model.train()(torch.randn(2, 3, 64, 64))
     scores.mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+# Table 3a: what replaces an attention of C channels in a decoder block, by its weights; on N tokens it costs N of each.
+MIXERS = {"conv": lambda dim: 9 * dim * dim, "dwconv": lambda dim: 9 * dim}
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_cost_of_a_convolution_in_the_place_of_attention(mixer):
+    blocks = [(3, 256, 16 * 16), (2, 128, 32 * 32), (1, 64, 64 * 64)]  # a level: blocks, channels, tokens
+    with torch.device("meta"):
+        model = segzoo.create_model("edaformer_t", num_classes=150, decoder_mixer=mixer)
+        attention = segzoo.create_model("edaformer_t", num_classes=150)
+    result, plain = segzoo.cost(model, (512, 512)), segzoo.cost(attention, (512, 512))
+    of_attention = sum(macs for site, macs in plain.sites.items() if site in ("decoder.0", "decoder.1", "decoder.2"))
+    by_hand = sum(count * tokens * MIXERS[mixer](dim) for count, dim, tokens in blocks)
+    assert result.macs == plain.macs - of_attention + by_hand
+    # Of an attention: the Linear of keys and values, its norm, and the projection.
+    assert plain.params - result.params == sum(
+        count * (2 * (dim * dim + dim) + 2 * dim - MIXERS[mixer](dim) - dim) for count, dim, _ in blocks
+    )
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_convolution_in_the_place_of_attention_by_hand(mixer):
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_edaformer", decoder_mixer=mixer).double().eval()
+    layer = model.decoder.levels[1][0].attn
+    x_BHWC = torch.randn(1, 3, 4, 24, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x_BHWC, (0, 0, 1, 1, 1, 1))
+    weight = layer.conv.weight  # (out, in, 3, 3)
+    with torch.no_grad():
+        expected = layer.conv.bias.expand(1, 3, 4, 24).clone()
+        for i in range(3):
+            for j in range(3):
+                part = padded[:, i : i + 3, j : j + 4]
+                expected += part * weight[:, 0, i, j] if mixer == "dwconv" else part @ weight[:, :, i, j].T
+        torch.testing.assert_close(layer(x_BHWC), expected)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_convolutions_leave_the_encoder_s_sites_and_presets(mixer):
+    model = segzoo.create_model("test_edaformer", decoder_mixer=mixer).eval()
+    assert all(site.startswith("encoder.") for site in segzoo.reduction_sites(model))
+    assert list(model.reduction_presets) == list(model.preset_accuracy) == ["base", "optimal", "fast"]
+    for preset in model.reduction_presets:
+        model.set_inference_reduction(preset)
+    with pytest.raises(segzoo.SegzooError, match="decoder"):
+        model.set_inference_reduction({"decoder": 2})
+    with pytest.raises(segzoo.SegzooError, match="decoder_mixer must be 'attention' or 'conv' or 'dwconv'"):
+        segzoo.create_model("test_edaformer", decoder_mixer="mlp")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import segzoo
 from segzoo.cli import main
@@ -124,6 +125,14 @@ def test_the_image_s_part_of_any_size(size, monkeypatch):
     expected = resize_image_part(map_BCHW, size, **sizes)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(resize_image_part(map_BCHW, size, **sizes), expected, rtol=0, atol=2e-5)
+
+
+def test_an_old_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        with pytest.raises(segzoo.SegzooError, match=r"needs torch 2\.13 or newer, not 2\.6\.0"):
+            segzoo.predict(segzoo.compile(tiny("test_edaformer"), engine=engine), PHOTO)
 
 
 def test_what_has_no_dynamic_program():

@@ -83,6 +83,16 @@ def test_the_figures_are_those_of_the_masks(model):
     assert (result.samples, result.data, result.split) == (3, "scenes", "val")
 
 
+def test_paired_classes_have_a_figure():
+    """Six classes by hand; a model of chance gets some of the others, too, which do not count."""
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_edaformer", num_classes=17).eval()
+    model.pretrained_cfg = PretrainedCfg(dataset="context", label_set="context", num_classes=17, test_size=(32, 64))
+    result = evaluate(model, dataclasses.replace(open_data("context").first(2), size=(32, 64)))
+    assert result.metrics["paired mIoU"] == result.confusion.miou([11, 12, 13, 14, 15, 16])
+    assert result.metrics["small mIoU"] == result.confusion.miou([6, 7, 8, 9, 10])
+
+
 def test_several_views_are_averaged(model):
     """The mean of the probabilities of six scales and their mirror images, computed step by step."""
     data = scenes(2)

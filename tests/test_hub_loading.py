@@ -335,10 +335,10 @@ def test_hub_name(hub, client, saved):
 
 
 def test_unpublished_rows_touch_no_network(hub, client, tmp_path):
-    result = client.create("edaformer_t.ade20k", pretrained=True)
+    result = client.create("edaformer_mit_b0.ade20k", pretrained=True)
     assert result["type"] == "WeightsError"
     assert re.search(
-        r"not published.*Google Drive.*segzoo convert.*SEGZOO_HUB_NAMESPACE.*segzoo/edaformer_t", result["error"]
+        r"not published.*train the model.*segzoo convert.*SEGZOO_HUB_NAMESPACE.*segzoo/edaformer_mit", result["error"]
     )
     assert hub.requests == []
     model = segzoo.create_model("edaformer_t.ade20k")
@@ -653,6 +653,21 @@ def test_forced_download(hub, client, body, expected, kind):
         assert hub.count("GET", "/resolve/" if kind == "hub" else "/files/") == requests
 
 
+@pytest.mark.parametrize("kind", ["hub", "url"])
+def test_a_cache_of_the_call(hub, client, cache, tmp_path, body, expected, kind):
+    """There, and nowhere else: the common cache neither gets the file nor gives it."""
+    overlay = {"state": "url", "url": hub.add_file("own/model.safetensors", body)}
+    if kind == "hub":
+        overlay = {"hf_hub_id": "org/own", "hf_revision": hub.add("org/own", {FILE: body})}
+    before = set(cache.rglob("*"))
+    for folder, requests in ((tmp_path / "a", 1), (tmp_path / "a", 1), (tmp_path / "b", 2)):
+        job = {"pretrained": True, "pretrained_cfg_overlay": overlay, "cache_dir": str(folder)}
+        assert client.create(NAME, **job).get("digests") == [expected]
+        assert hub.count("GET", "/resolve/" if kind == "hub" else "/files/") == requests
+        assert any(path.suffix == ".safetensors" for path in folder.rglob("*"))
+    assert set(cache.rglob("*")) == before
+
+
 def test_a_small_file_of_the_hub_that_was_damaged_is_replaced(hub, client, cache, saved):
     """config.json is no LFS file: the Hub names it by git's hash."""
     folder, model = saved
@@ -831,7 +846,8 @@ def test_malicious_files_are_not_run(request, hub, client, tmp_path, kind, file,
 def test_every_row_is_complete():
     for name in segzoo.list_pretrained():
         row = row_of(name)
-        where = {"bundled": row.file, "hub": row.hf_hub_id, "url": row.url, "unpublished": row.how_to_get}
+        where = {"bundled": row.file, "hub": row.hf_hub_id, "url": row.url}
+        where |= {"drive": row.drive_folder and row.drive_files and row.how_to_get, "unpublished": row.how_to_get}
         assert where[row.state], name
         assert row.dataset, name
         assert row.origin, name
@@ -853,7 +869,7 @@ def test_filters_of_list_pretrained():
         "rtformer_slim_backbone.imagenet",
     ]
     with pytest.raises(
-        segzoo.SegzooError, match="no weights have source 'ftp'; there are: bundled, hub, unpublished, url"
+        segzoo.SegzooError, match="no weights have source 'ftp'; there are: bundled, drive, hub, unpublished, url"
     ):
         segzoo.list_pretrained(source="ftp")
 

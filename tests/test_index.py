@@ -86,7 +86,7 @@ def test_list_loads_no_torch():
             "commercial_use": True,
         }
     ]
-    assert "unpublished" in command("list", "--pretrained", "eft_t.*", code=0)
+    assert "drive" in command("list", "--pretrained", "eft_t.*", code=0)
 
 
 def test_refusals_load_no_torch():

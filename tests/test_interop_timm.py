@@ -17,6 +17,7 @@ import timm.loss
 import timm.utils
 import torch
 from golden_data import golden_json, golden_state_dict
+from huggingface_hub import constants
 from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from transformers import TimmBackbone, TimmBackboneConfig, TimmWrapperConfig, TimmWrapperForImageClassification
@@ -313,11 +314,15 @@ def test_official_file_through_timm(tmp_path, golden):
         torch.testing.assert_close(a, b)
 
 
-def test_unpublished_weights_refuse_with_the_recipe():
+def test_weights_that_cannot_be_had_refuse_with_the_recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SEGZOO_CACHE", str(tmp_path))
     for options in ({}, {"features_only": True}, {"pretrained_cfg": "imagenet"}):
-        with pytest.raises(segzoo.SegzooError, match=r"eft_t\.imagenet are not published(.|\n)*pretrained_cfg_overlay"):
+        with pytest.raises(
+            segzoo.SegzooError, match=r"weights of eft_t\.imagenet(.|\n)*offline(.|\n)*pretrained_cfg_overlay"
+        ):
             timm.create_model("eft_t", pretrained=True, **options)
-    with pytest.raises(segzoo.SegzooError, match="not published"):
+    with pytest.raises(segzoo.SegzooError, match="offline"):
         smp.Unet("tu-eft_t", encoder_weights=True)
 
 
@@ -331,9 +336,11 @@ def test_segzoos_rows_are_loaded_by_segzoo(monkeypatch, name):
 
     monkeypatch.setattr(bridge, "create_model", load)
     timm.create_model(name, pretrained=True, num_classes=5, in_chans=4)
-    assert seen == [("mit_b0.imagenet", True, {"num_classes": 5, "in_chans": 4})]
-    with pytest.raises(segzoo.SegzooError, match="cache_dir is not for segzoo's own weights"):
-        timm.create_model(name, pretrained=True, cache_dir="here")
+    timm.create_model(name, pretrained=True, cache_dir="here")
+    assert seen == [
+        ("mit_b0.imagenet", True, {"num_classes": 5, "in_chans": 4, "cache_dir": None}),
+        ("mit_b0.imagenet", True, {"num_classes": 1000, "in_chans": 3, "cache_dir": "here"}),
+    ]
 
 
 def test_saved_by_timm_and_restored(tmp_path):

@@ -157,6 +157,15 @@ def test_the_last_class_fits_into_the_mask(K, dtype, size):
     assert mask.numpy().min() == 0
 
 
+def test_half_precision_is_widened_before_the_resize():
+    """Class 1 goes from 1 - 2^-8 to 1 + 2^-7 and wins where it is over 1, from a third of the way on; in bfloat16, of
+    which 1 + 2^-7 is the next number after 1, it would tie there."""
+    scores = torch.tensor([[1, 1], [1 - 2**-8, 1 + 2**-7]], dtype=torch.bfloat16)
+    for rows, size in ((2, (1, 8)), (1, (2, 8))):  # so small that all scores are made, and not
+        mask = class_map(Logits, scores.view(1, 2, 1, 2).expand(1, 2, rows, 2), size)
+        assert mask.tolist() == [[[0, 0, 0, 1, 1, 1, 1, 1]] * size[0]]
+
+
 def test_every_model_of_logits_resizes_them_bilinearly():
     """The class map relies on it."""
     for name in segzoo.list_models("test_*"):
@@ -188,7 +197,7 @@ def product_scores(output: MaskOutput, size: tuple[int, int]) -> np.ndarray:
     cut=st.tuples(st.integers(0, 15), st.integers(0, 15)),
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     batch=st.integers(1, 2),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     scale=st.sampled_from([0.1, 1.0, 20.0]),
     chunk_bytes=st.sampled_from([1, 20_000, 2**26]),
     seed=st.integers(0, 2**31),
@@ -206,6 +215,13 @@ def test_every_pixel_has_the_best_product(K, grid, cut, size, batch, dtype, scal
     mask = class_map(model, output, size, chunk_bytes)
     scores = product_scores(output, size)
     assert_best(mask, scores, 2.0**-18 * scores.max())
+
+
+def test_half_precision_is_widened_before_the_softmax():
+    """Class 1 is the more probable by 3e-5, which bfloat16 does not tell apart."""
+    logits = torch.tensor([0.001, 0.0011, -1], dtype=torch.bfloat16).view(1, 1, 3)
+    output = MaskOutput(logits, torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), (32, 32), (32, 32))
+    assert (class_map(segzoo.create_model("test_segvit"), output, (20, 20)) == 1).all()
 
 
 def test_masks_without_bounds_take_the_plain_path():

@@ -321,6 +321,22 @@ def test_views_average_as_a_plain_loop_does(name, mode, photo):
     assert np.array_equal(result.mask, result.scores().argmax(0))
 
 
+def test_looks_at_an_image_are_counted(model, photo):
+    """The photo is 60 x 90: at scale 1 in three rows of three windows, at 0.5 in one, and all of them mirrored."""
+    told = []
+
+    def look(**options):
+        protocol = prediction.protocol_of(segzoo.models.PretrainedCfg(), resize=(60, 90), **options)
+        told.clear()
+        prediction.segment_one(prediction.mask_maker(model), photo, protocol, lambda *counts: told.append(counts))
+        return told
+
+    slide = {"mode": "slide", "crop": (32, 48), "stride": (20, 30)}
+    assert look(**slide, scales=(1, 0.5), flip=True) == [(done, 20) for done in range(21)]
+    assert look(scales=(1, 0.5), flip=True) == [(done, 4) for done in range(5)]
+    assert look() == []
+
+
 def test_one_scale_keeps_the_kind_of_score(model, photo):
     half = segzoo.predict(model, photo, resize=(60, 90), scales=[0.5])
     assert torch.equal(half.scores(), segzoo.predict(model, photo, resize=(30, 45)).scores())

@@ -259,15 +259,42 @@ def test_grid_shrinks_to_one_at_most():
     assert sides == [12, 6, 2, 1]
 
 
-def test_every_strategy_works_at_every_site_and_size(model):
-    for entry in (
-        *(Bipartite(0.6, 2), Bipartite(0.9, 4), Neighbour2d(2), Neighbour1d(2)),
-        *(LocalGlobal(2, 0.5, 0.3), EnergyProtected(0.4), GridMerge(1.5), GridMerge(2, "magnitude")),
-    ):
-        model.set_inference_reduction({"encoder": entry, "decoder": entry, "encoder.q": entry, "decoder.q": entry})
-        for size in ((1, 1), (17, 23), (64, 96)):
-            with torch.no_grad():
-                assert model(torch.randn(2, 3, *size)).isfinite().all()
+# Tokens that are left of 16 x 24, 8 x 12, 4 x 6 and 2 x 3, counted by hand from what the entries' docstrings say.
+LEFT = {
+    Bipartite(0.6, 2): (154, 39, 10, 3),
+    Bipartite(0.9, 4): (39, 10, 3, 6),  # 2 x 3 has no cell of 4 x 4
+    Neighbour2d(2): (96, 24, 6, 2),
+    Neighbour1d(2): (192, 48, 12, 3),
+    LocalGlobal(2, 0.5, 0.3): (168, 42, 11, 5),
+    EnergyProtected(0.4): (231, 58, 15, 4),
+    GridMerge(1.5): (176, 48, 12, 4),
+    GridMerge(2, "magnitude"): (96, 24, 6, 2),
+}
+
+
+@pytest.mark.parametrize("entry", LEFT, ids=repr)
+def test_every_site_has_so_many_tokens(model, entry):
+    """At 64 x 96 the pools that the model was trained with leave keys and values on 2 x 3 everywhere."""
+    counts = LEFT[entry]
+    expected = dict.fromkeys(KV_SITES, counts[-1])
+    expected |= {f"encoder.{i}.q": count for i, count in enumerate(counts)}
+    expected |= {f"decoder.{i}.q": count for i, count in enumerate(counts[:0:-1])}
+    seen = {}
+
+    def note(leaf, _, output):
+        tokens_BNC = output[0] if leaf.side == "q" else output
+        seen[leaf.site] = tokens_BNC.shape[1]
+
+    sites = segzoo.reduction_sites(model)
+    for leaf in (leaf for leaves in sites.values() for leaf in leaves):
+        leaf.register_forward_hook(note)
+    one_pixel = torch.randn(2, 3, 1, 1)
+    with torch.no_grad():
+        alone = model(one_pixel)
+        model.set_inference_reduction(dict.fromkeys(("encoder", "decoder", "encoder.q", "decoder.q"), entry))
+        model(torch.randn(2, 3, 64, 96))
+        assert seen == {site: expected[site] for site in sites}
+        assert torch.equal(model(one_pixel), alone)  # of one token nothing can be merged
 
 
 def test_reduction_in_training_gives_gradients():

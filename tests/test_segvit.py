@@ -190,8 +190,13 @@ def manifest(name: str) -> dict:
 
 
 def test_every_released_file_has_a_row():
-    rows = {name: segzoo.model_info(name).pretrained_cfg.hf_hub_filename for name in segzoo.list_pretrained("segvit_*")}
-    assert rows == {name: f"{file}.pth" for file, name in CHECKPOINTS.items()}
+    rows = {name: segzoo.model_info(name).pretrained_cfg for name in segzoo.list_pretrained("segvit_*")}
+    files = {name: row.hf_hub_filename for name, row in rows.items() if row.state == "hub"}
+    assert files == {name: f"{file}.pth" for file, name in CHECKPOINTS.items()}
+    others = {name: row for name, row in rows.items() if name not in files}
+    assert set(others) == {"segvit_large.pascal_context_60", "segvit_large_shrunk.pascal_context_60"}
+    for row in others.values():
+        assert (row.num_classes, row.label_set, row.published, row.loadable) == (60, "pascal_context_60", (), False)
 
 
 @pytest.mark.parametrize("extra", [{}, EXTRA], ids=["plain", "extra keys"])
@@ -320,9 +325,9 @@ COSTS = [
     ("L 512 COCO 171", "segvit_large.coco_stuff10k", 512, {}),
     ("Shrunk-L 512 COCO 171", "segvit_large_shrunk.coco_stuff10k", 512, {}),
     ("L 480 PC 59 classes", "segvit_large.pascal_context", 480, {}),
-    ("L 480 PC 60 classes (as in config)", "segvit_large.pascal_context", 480, {"num_classes": 60}),
+    ("L 480 PC 60 classes (as in config)", "segvit_large.pascal_context_60", 480, {}),
     ("Shrunk-L 480 PC 59", "segvit_large_shrunk.pascal_context", 480, {}),
-    ("Shrunk-L 480 PC 60", "segvit_large_shrunk.pascal_context", 480, {"num_classes": 60}),
+    ("Shrunk-L 480 PC 60", "segvit_large_shrunk.pascal_context_60", 480, {}),
 ]
 NOT_OURS = {"B, 3 stages x 1 layer (does NOT match)", "SETR-like linear head: 1x1 conv 768->150 + bilinear x16"}
 ROWS = {row: figures for row, *figures in golden_json("flops_SegViT_RTFormer")["segvit"]["rows"]}
@@ -358,6 +363,56 @@ def test_costs(row, name, size, options):
 
 def test_every_row_of_the_cost_table_is_taken():
     assert {row for row, *_ in COSTS} == set(ROWS) - NOT_OURS
+
+
+def test_cost_of_the_setr_head():
+    """Table 4: the row that the paper prints, 107.3 G, which is fvcore's count."""
+    fvcore, _, paper = ROWS["SETR-like linear head: 1x1 conv 768->150 + bilinear x16"]
+    model = on_meta("segvit_base", decoder="setr").eval()
+    exact = segzoo.cost(model, (512, 512)).macs / 1e9
+    # Without the linear projection, the decoder and the classes of attention-to-mask; with one classifier.
+    assert exact == pytest.approx(fvcore, rel=3e-3)
+    assert exact == pytest.approx(paper, rel=0.03)
+
+
+@pytest.mark.parametrize(("block", "stages"), [(6, (5, 11)), (4, (3, 11))])
+def test_query_down_sampling_at_half_and_at_a_third_of_the_depth(block, stages):
+    """Table 8: the blocks after it have a quarter of the tokens, so that each block earlier saves as much again."""
+    full = segzoo.cost(on_meta("segvit_base", decoder="setr"), (512, 512)).macs
+    shrunk = on_meta("segvit_base", decoder="setr", stages=stages, downsample_block=block)
+    assert [info["reduction"] for info in shrunk.feature_info] == [16, 32]
+    after = 12 - block - 1  # whole blocks on 256 of 1024 tokens, of 768 channels
+    whole, quarter = (12 * 768**2 * n + 2 * 768 * n * n for n in (1024, 256))
+    half = 256 * 768**2 * 10 + 2 * 1024 * 768**2 + 2 * 768 * 256 * 1024  # its keys and values are all tokens
+    classifier = 768 * 150 * (1024 - 256)
+    assert segzoo.cost(shrunk, (512, 512)).macs == full - after * (whole - quarter) - (whole - half) - classifier
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": (3,)}, {"stages": (3,), "downsample_block": 2}])
+def test_the_setr_head_classifies_the_last_map(options):
+    torch.manual_seed(0)
+    model = segzoo.create_model("test_segvit", decoder="setr", **options).double().eval()
+    x = image(2, 3, 64, 96)
+    last = model.forward_features(x)[-1]
+    with torch.no_grad():
+        cells = torch.einsum("bchw,kc->bkhw", last, model.get_classifier().weight[:, :, 0, 0])
+        cells = cells + model.get_classifier().bias[:, None, None]
+        expected = F.interpolate(cells, size=(64, 96), mode="bilinear")
+        torch.testing.assert_close(model(x), expected)
+        assert model(image(1, 3, 37, 50)).shape == (1, 13, 37, 50)
+    assert model.score_kind == "logits"
+    model.reset_classifier(5)
+    model.train()(x).mean().backward()
+    assert model.get_classifier().weight.grad is not None
+    assert segzoo.predict(model.float().eval(), np.zeros((30, 40, 3), np.uint8)).mask.shape == (30, 40)
+
+
+def test_the_setr_head_takes_a_vit_of_another_img_size():
+    state = segzoo.create_model("test_segvit", decoder="setr").state_dict()
+    model = segzoo.create_model("test_segvit", decoder="setr", img_size=96)
+    segzoo.load_weights(model, state)
+    assert model.encoder.pos_embed.shape[1:3] == (6, 6)
+    assert torch.equal(model.encoder.blocks[0].attn.qkv.weight, state["encoder.blocks.0.attn.qkv.weight"])
 
 
 def test_reduction_saves_multiply_accumulates():
@@ -596,6 +651,8 @@ def test_masks_of_a_single_stage_are_not_summed():
         ("test_segvit", {"decoder_num_heads": 3}, "decoder_num_heads=3 must divide decoder_dim=16"),
         ("test_segvit_shrunk", {"decoder_num_heads": 0}, "decoder_num_heads=0 must divide decoder_dim=16"),
         ("test_segvit", {"num_heads": 0}, "num_heads=0 must divide embed_dim=24"),
+        ("test_segvit", {"decoder": "mlp"}, "decoder must be 'atm' or 'setr', not 'mlp'"),
+        ("test_segvit_shrunk", {"decoder": "setr"}, "upsample=True belongs to decoder='atm'"),
         ("segvit_swin_tiny", {"decoder_num_heads": 3}, "decoder_num_heads=3 must divide decoder_dim=256"),
         ("segvit_swin_tiny", {"encoder": {"stages": (2, 4)}}, r"\(2, 4\) must be rising stage numbers from 0 to 3"),
         ("segvit_swin_tiny", {"encoder": {"stages": (3, 1)}}, r"\(3, 1\) must be rising stage numbers from 0 to 3"),

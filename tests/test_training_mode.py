@@ -38,6 +38,8 @@ ENCODER_DROP_PATH = {
     "test_rtformer": 0.2,
     "mit": 0.1,
     "test_mit": 0.1,
+    "pvt": 0.1,
+    "test_pvt": 0.1,
     "segformer": 0.1,
     "test_segformer": 0.1,
     "segvit_large": 0.3,

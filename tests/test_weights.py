@@ -259,8 +259,8 @@ def test_files_that_cannot_be_read(suffix, tmp_path, monkeypatch):
 
 
 def test_unpublished_rows_say_how_to_get_them():
-    with pytest.raises(segzoo.SegzooError, match="edaformer_b.ade20k are not published.*Google Drive"):
-        segzoo.create_model("edaformer_b", pretrained=True)
+    with pytest.raises(segzoo.SegzooError, match="edaformer_mit_b0.ade20k are not published.*train the model"):
+        segzoo.create_model("edaformer_mit_b0", pretrained=True)
     with pytest.raises(segzoo.SegzooError, match="has no weights"):
         segzoo.create_model("test_edaformer", pretrained=True)
 
@@ -299,7 +299,7 @@ def test_overlay():
         ({"meen": 1}, "meen.*mean"),
         ({"resize": "keep ratio"}, "resize of a weights row must be one of keep_ratio, exact, none, not 'keep ratio'"),
         ({"test_mode": "tiles"}, "whole, slide, not 'tiles'"),
-        ({"state": "file"}, "bundled, hub, url, unpublished, not 'file'"),
+        ({"state": "file"}, "bundled, hub, url, drive, unpublished, not 'file'"),
         ({"label_names": ("road", "road")}, "label_names must be 2 different names"),
     ):
         with pytest.raises(segzoo.SegzooError, match=message):

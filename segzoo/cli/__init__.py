@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import certify, convert, data, demo, eval, explain, export, info, list, predict, publish, tune
+from . import certify, convert, data, demo, eval, explain, export, info, list, predict, publish, train, tune
 from .output import say_error
 
 VERBS = {
@@ -22,6 +22,7 @@ VERBS = {
     "demo": demo,
     "eval": eval,
     "data": data,
+    "train": train,
     "tune": tune,
     "explain": explain,
     "export": export,

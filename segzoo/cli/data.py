@@ -1,4 +1,5 @@
-"""`segzoo data check`: what is wrong with the masks of a data set, before a training finds out."""
+"""`segzoo data check`: what is wrong with the masks of a data set, before a training finds out; `segzoo data scenes`: a
+small data set to try things on."""
 
 from __future__ import annotations
 
@@ -9,12 +10,19 @@ from .._errors import SegzooError
 from .arguments import positive
 from .output import print_json, progress
 
-SUMMARY = "check the masks of a data set before training"
+DRAWN_NAMES = ("scenes",)  # of `segzoo.data.segmentation.DRAWN`
+SUMMARY = "check the masks of a data set before training, or draw a small one to try things on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check",), help="check: read every mask and say what is wrong")
-    parser.add_argument("data", metavar="DIR", help="folder in a known layout, LAYOUT:DIR, or a list file")
+    parser.add_argument(
+        "action",
+        choices=("check", *DRAWN_NAMES),
+        help="check: read every mask and say what is wrong; another name: write drawn pictures and their masks",
+    )
+    parser.add_argument(
+        "data", metavar="DIR", help="folder in a known layout, LAYOUT:DIR, or a list file; of drawn ones, a new folder"
+    )
     parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: val, or all of it)")
     parser.add_argument("--num-classes", type=positive, metavar="K", help="classes, where the data do not say")
     parser.add_argument(
@@ -23,9 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stored 0 is no class and stored k is class k - 1",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="chart of the share of every class")
+    drawn = parser.add_argument_group("of drawn pictures")
+    drawn.add_argument("--count", type=positive, default=100, metavar="N", help="for training (default: %(default)s)")
+    drawn.add_argument(
+        "--val-count", type=positive, default=20, metavar="N", help="for validation (default: %(default)s)"
+    )
+    drawn.add_argument("--size", type=positive, nargs=2, default=(256, 512), metavar=("H", "W"), help="in pixels")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action != "check":
+        return _draw(args)
     from ..data.checking import check_data
     from ..data.segmentation import FileData, open_data
     from ..visualize import bar_chart
@@ -42,3 +58,21 @@ def run(args: argparse.Namespace) -> int:
         bar_chart(shares, report.class_names, args.output, title=report.data, unit="share of the labelled pixels, %")
     print_json(report.to_dict()) if args.json else print(report)
     return 0 if report.ok else 2
+
+
+def _draw(args: argparse.Namespace) -> int:
+    from ..data.drawing import write_drawn
+
+    counts = {"train": args.count, "val": args.val_count}
+    total = write_drawn(
+        args.action,
+        Path(args.data),
+        counts=counts,
+        size=tuple(args.size),
+        progress=lambda samples: progress(samples, as_json=args.json),
+    )
+    if args.json:
+        print_json({"folder": args.data, "images": total})
+    else:
+        print(f"{total} pictures with masks in {args.data}")
+    return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DEFAULT_MODEL
-from .output import print_json, print_table, progress
+from .output import in_lines, print_json, print_table, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,15 +238,16 @@ def _print_report(
             for row in rows
         ]
     )
-    print(
-        f"\nTimes: medians of {ROUNDS} rounds in which all take turns, in brackets the middle half of the rounds;\n"
-        "base is compared with itself. Changed: pixels of another class than base gives them."
-    )
+    notes = [
+        f"Times: medians of {ROUNDS} rounds in which all take turns, in brackets the middle half of the rounds; base "
+        "is compared with itself. Changed: pixels of another class than base gives them."
+    ]
     if noisy_base is not None:
-        print(
+        notes.append(
             f"This machine is busy: base takes {noisy_base.low:.2f} to {noisy_base.high:.2f} times its own time, so no "
-            "time here is to be trusted.\nThe other columns do not depend on it."
+            "time here is to be trusted. The other columns do not depend on it."
         )
+    print("\n" + "\n".join(in_lines(note, indent="") for note in notes))
     print("\nImage, truth and masks, and what each reduction changed:")
     print("\n".join(f"  {file}" for file in files))
-    print(f"\nThe weights have seen synthetic scenes alone: {advice}.")
+    print("\n" + in_lines(f"The weights have seen synthetic scenes alone: {advice}.", indent=""))

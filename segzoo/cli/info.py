@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.index import check_name
-from .arguments import positive
-from .output import print_json
+from .arguments import named_value, positive
+from .output import in_lines, print_json
 
 if TYPE_CHECKING:
     from ..costing import Cost
@@ -27,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="input in pixels (default: 512 512)")
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
     parser.add_argument("--num-classes", type=positive, metavar="K")
+    parser.add_argument(
+        "--option",
+        nargs="+",
+        type=named_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the model's config, as create_model takes them: embedding_free=true, stages=[5,11], encoder=pvt_v2_b0",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ..zoo.names import model_info
     from ..zoo.recipe import blueprint
 
-    model = blueprint(args.model, num_classes=args.num_classes)
+    model = blueprint(args.model, num_classes=args.num_classes, options=dict(args.option))
     if args.reduction:
         model.set_inference_reduction(args.reduction)
     height, width = args.size or (512, 512)
@@ -48,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         print_json(subject.as_dict())
+    elif sys.stdout.isatty():
+        for line in subject.lines():
+            print(in_lines(line, " " * (len(line) - len(line.lstrip()) + 4)))
     else:
         print("\n".join(subject.lines()))
     return 0
@@ -163,6 +175,8 @@ def _place(row: PretrainedCfg) -> str:
     if row.state == "hub":
         file = f", {row.hf_hub_filename}" if row.hf_hub_filename else ""
         return f"https://huggingface.co/{row.hf_hub_id} at {row.hf_revision or 'main'}{file}"
+    if row.state == "drive":
+        return f"the authors' folder https://drive.google.com/drive/folders/{row.drive_folder}"
     return row.url or "not published in a loadable form"
 
 

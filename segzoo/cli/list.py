@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._errors import SegzooError
 from ..zoo.index import WILDCARDS, ListedModel, ListedRow, known_models, known_rows, list_models, list_pretrained
-from .output import Group, print_groups, print_json
+from .output import Group, print_groups, print_json, terminal_width
 
 SUMMARY = "list models, or with --pretrained every row of weights"
-WIDTH_WITHOUT_TERMINAL = (120, 24)
 COMMERCIAL = {True: "any", False: "nc", None: "ask"}
 METRIC_HEADS = {"miou": "mIoU", "top1": "top-1"}
 LEGEND = {
     "(": "( ): not published; `segzoo info NAME.TAG` says how to get the weights",
     "?": "?: a published figure that could not be confirmed; `segzoo info NAME.TAG`",
+    "drive": "drive: Google Drive, by pip install 'segzoo[drive]'; see `segzoo info NAME.TAG`",
     "unpublished": "unpublished: `segzoo info NAME.TAG` says how to get the weights",
     "use": "use: any = commercial too, nc = not commercial, ask = terms not stated",
 }
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("filter", nargs="*", default=["*"], help="parts of names, or wildcards such as 'edaformer_?'")
     parser.add_argument("--pretrained", action="store_true", help="list weights (name.tag) instead of models")
     parser.add_argument(
-        "--source", choices=("bundled", "hub", "url", "unpublished"), help="with --pretrained: only these"
+        "--source", choices=("bundled", "hub", "url", "drive", "unpublished"), help="with --pretrained: only these"
     )
     parser.add_argument("--license", metavar="ID", help="with --pretrained: only this licence, such as apache-2.0")
     parser.add_argument(
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print_json([_weights_json(name) if args.pretrained else _model_json(name) for name in names])
         return 0
     groups, marks = _weights_groups(names) if args.pretrained else _model_groups(names)
-    print_groups(groups, width=shutil.get_terminal_size(WIDTH_WITHOUT_TERMINAL).columns)
+    print_groups(groups, width=terminal_width())
     notes = [note for mark, note in LEGEND.items() if mark in marks]
     if notes:
         print("\n" + "\n".join(notes))

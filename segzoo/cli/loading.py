@@ -27,7 +27,8 @@ def trained_model(args: argparse.Namespace) -> Model:
         try:
             model = create_model(args.model, pretrained=True, force_download=args.force_download)
         except WeightsError as error:
-            raise WeightsError(str(error).replace("checkpoint_path=", "--checkpoint FILE")) from error
+            text = str(error).removesuffix(", or leave out pretrained=True")
+            raise WeightsError(text.replace("checkpoint_path=", "--checkpoint FILE")) from error
         if args.num_classes not in (None, model.num_classes):
             raise SegzooError(
                 f"--num-classes {args.num_classes}: the weights of {model.name} have {model.num_classes} classes; "
@@ -46,16 +47,31 @@ def score_maker_of(args: argparse.Namespace, dtype: torch.dtype | None = None) -
         dtype: of the model; None leaves it as it is.
     """
     if args.engine_file is not None:
-        from ..engines import load_engine
-
-        refuse_beside("--engine-file", args, ("--engine", "--checkpoint", "--num-classes", "--reduction"))
-        return load_engine(
-            args.engine_file, precision=args.precision or "f32", threads=args.threads, trust_code=args.trust_code
-        )
-    _check_engine_options(args, dtype)
-    model = trained_model(args).eval().to(find_device(args.device), dtype)
+        return engine_in_file(args)
+    model = model_for_engine(args, dtype)
     if args.reduction:
         model.set_inference_reduction(args.reduction)
+    return run_by_engine(model, args)
+
+
+def engine_in_file(args: argparse.Namespace) -> Engine:
+    """The engine of --engine-file, beside which nothing may be given that the file fixes."""
+    from ..engines import load_engine
+
+    refuse_beside("--engine-file", args, ("--engine", "--checkpoint", "--num-classes", "--reduction"))
+    return load_engine(
+        args.engine_file, precision=args.precision or "f32", threads=args.threads, trust_code=args.trust_code
+    )
+
+
+def model_for_engine(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Model:
+    """`trained_model` in eval mode on its device, where the options of an engine allow it."""
+    _check_engine_options(args, dtype)
+    return trained_model(args).eval().to(find_device(args.device), dtype)
+
+
+def run_by_engine(model: Model, args: argparse.Namespace) -> Model | Engine:
+    """The model with its reduction as the engine of --engine; without one, the model."""
     if args.engine is None:
         return model
     from ..engines import compile

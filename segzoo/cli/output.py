@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
+
+WIDTH_WITHOUT_TERMINAL = 120
 
 
 def progress(items: Iterable[T], *, as_json: bool, total: int | None = None, unit: str = "it") -> Iterable[T]:
@@ -21,16 +25,72 @@ def progress(items: Iterable[T], *, as_json: bool, total: int | None = None, uni
     from tqdm import tqdm  # comes with huggingface-hub
 
     total = len(items) if isinstance(items, Sized) else total
-    hidden = total == 1 or as_json or not sys.stderr.isatty()
+    hidden = total == 1 or not _has_bars(as_json)
     return tqdm(items, total=total, unit=unit, disable=hidden, leave=False, file=sys.stderr, dynamic_ncols=True)
 
 
+def _has_bars(as_json: bool) -> bool:
+    return not as_json and sys.stderr.isatty()
+
+
+class Steps:
+    """A bar for the steps of one item at a time, such as the windows of an image, below that of `progress`; it is there
+    while the item is worked on. Call it with the steps done (0 first) and their number."""
+
+    def __init__(self, *, as_json: bool, unit: str):
+        self.hidden, self.unit = not _has_bars(as_json), unit
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.hidden or total == 1:
+            return
+        if done == 0:
+            self.close()  # of an item that was given up
+            self.bar = tqdm(total=total, unit=self.unit, leave=False, file=sys.stderr, dynamic_ncols=True)
+            return
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def terminal_width() -> int:
+    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 24)).columns
+
+
+def in_lines(text: str, indent: str = "  ") -> str:
+    """A paragraph broken between words to the width of the terminal, all lines but the first indented."""
+    return textwrap.fill(
+        text,
+        terminal_width(),
+        subsequent_indent=indent,
+        replace_whitespace=False,
+        expand_tabs=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line above a progress bar, if there is one; what the terminal cannot show, such as a file name that is
-    no text, is escaped."""
+    """Print a sentence above a progress bar, if there is one; broken into lines on a terminal only."""
+    stream = sys.stdout if file is None else file
+    _write(in_lines(text) if stream.isatty() else text, stream)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line, likewise."""
+    _write(json.dumps(value), sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """What the stream cannot take, such as a file name that is no text, is escaped."""
     from tqdm import tqdm
 
-    stream = sys.stdout if file is None else file
     encoding = stream.encoding or "utf-8"
     tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
     stream.flush()

@@ -1,14 +1,13 @@
-"""`segzoo predict`: a mask and an overlay for each image."""
+"""`segzoo predict`: a mask and an overlay for each image, or keypoints and a picture of them."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .._errors import ImageError, SaveError, SegzooError
 from ..labels import load_labels
@@ -16,13 +15,15 @@ from ..zoo.index import check_name
 from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive
 from .inputs import Input, find_inputs, is_url
 from .loading import score_maker_of
-from .output import progress, say, say_error
+from .output import Steps, progress, say, say_error, say_json
 
 if TYPE_CHECKING:
     from ..prediction import ScoreMaker
-    from ..results import SavedFiles, Segmentation
+    from ..results import Pose, SavedFiles, SavedPose, Segmentation
 
-SUMMARY = "write a mask and an overlay for each image"
+Places = TypeVar("Places", bound="tuple[Path, ...]")
+
+SUMMARY = "write a mask and an overlay, or the keypoints, for each image"
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=1, metavar="N", help="images of one size that run together (%(default)s)"
     )
+    parser.add_argument(
+        "--min-score", type=float, metavar="S", help="of the keypoints that are drawn (default: 0.3; all are written)"
+    )
     add_engine(parser)
 
 
@@ -62,24 +66,59 @@ def run(args: argparse.Namespace) -> int:
     if args.engine_file is None:
         check_name(args.model)  # before torch is loaded
     inputs = find_inputs(args.images, recursive=args.recursive, output=args.output)
-    places = output_files(inputs, args.output)
+    kind = _kind_of(args)
+    places = output_files(inputs, args.output, kind.places)
     todo, skipped = [], []
     for item, files in zip(inputs, places, strict=True):
         exists = not args.overwrite and any(os.path.lexists(file) for file in files)
         (skipped if exists else todo).append((item, files))
-    failed = _segment_all(args, todo) if todo else 0
+    failed = kind.run(args, todo) if todo else 0
     _say_what_became(args, len(todo), skipped, failed)
     return 2 if failed else 0
 
 
-def output_files(inputs: Sequence[Input], folder: Path) -> list[SavedFiles]:
+class Kind(NamedTuple):
+    """What is made of each image."""
+
+    places: Callable[[Path], Any]  # the first result's place -> those of all results
+    run: Callable[[argparse.Namespace, Sequence[tuple[Input, Any]]], int]  # returns how many images failed
+
+
+def _kind_of(args: argparse.Namespace) -> Kind:
+    """Keypoints for a model of keypoints, else masks.
+
+    Raises:
+        SegzooError: an option of the one where the other is made.
+    """
+    from ..models.segmenter import SegmentationModel
+    from ..results import SavedFiles, SavedPose
+    from ..zoo.recipe import blueprint
+
+    model = None if args.engine_file is not None else blueprint(args.model)
+    if isinstance(model, SegmentationModel) and model.score_kind == "heatmap":
+        of_masks = {"--mode": args.mode, "--flip": args.flip, "--no-legend": args.no_legend}
+        of_masks |= {"--scales": args.scales != [1.0], "--alpha": args.alpha != 0.5}
+        _refuse_given(of_masks, f"is of masks, and {args.model} finds keypoints")
+        return Kind(SavedPose.of, _find_all)
+    _refuse_given({"--min-score": args.min_score is not None}, f"is of keypoints, and {args.model} makes masks")
+    return Kind(SavedFiles.of, _segment_all)
+
+
+def _refuse_given(options: Mapping[str, object], why: str) -> None:
+    for option, given in options.items():
+        if given:
+            raise SegzooError(f"{option} {why}; leave it out")
+
+
+def output_files(inputs: Sequence[Input], folder: Path, places_of: Callable[[Path], Places]) -> list[Places]:
     """Where the results of each image go; of several that would go to one place, all but the first get a number.
+
+    Args:
+        places_of: the first result's place -> those of all results of an image.
 
     Raises:
         SegzooError: a result would take the place of an image.
     """
-    from ..results import SavedFiles
-
     sources = {os.path.realpath(item.source) for item in inputs if not is_url(item.source)}
     used: set[Path] = set()
     next_number: dict[PurePath, int] = {}  # so that no number is tried twice
@@ -88,7 +127,7 @@ def output_files(inputs: Sequence[Input], folder: Path) -> list[SavedFiles]:
         number, free = next_number.get(item.place, 1), False
         while not free:
             name = item.place.name if number == 1 else f"{item.place.name}-{number}"
-            files = SavedFiles.of(folder / item.place.with_name(f"{name}.png"))
+            files = places_of(folder / item.place.with_name(f"{name}.png"))
             free, number = used.isdisjoint(files), number + 1
         next_number[item.place] = number
         for file in files:
@@ -116,21 +155,69 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
     )
     if not args.json:
         say(describe_model(maker, args.checkpoint), sys.stderr)
-    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size)
+    looks = Steps(as_json=args.json, unit=" windows" if protocol.mode == "slide" else " views")
+    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size, looks)
+
+    def save(result: Segmentation, files: SavedFiles) -> str:
+        result.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
+        return _text_line(result, files)
+
+    return _save_all(args, todo, outcomes, save, looks)
+
+
+def _find_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedPose]]) -> int:
+    """Find the keypoints of each image, save and report them; returns how many images failed."""
+    import torch
+
+    from ..prediction import pose_maker, pose_many
+    from ..results import MIN_SCORE
+
+    maker = pose_maker(score_maker_of(args, getattr(torch, DTYPES[args.dtype])))
+    if not args.json:
+        say(describe_model(maker, args.checkpoint), sys.stderr)
+    resize = tuple(args.resize) if args.resize else None
+    outcomes = pose_many(maker, [item.source for item, _ in todo], args.batch_size, resize=resize)
+    min_score = MIN_SCORE if args.min_score is None else args.min_score
+
+    def save(pose: Pose, files: SavedPose) -> str:
+        pose.save(files.picture, min_score=min_score, overwrite=args.overwrite)
+        return f"{pose.source} -> {files.keypoints}: {pose.summary(min_score)}"
+
+    return _save_all(args, todo, outcomes, save)
+
+
+def _save_all(
+    args: argparse.Namespace,
+    todo: Sequence[tuple[Input, Any]],
+    outcomes: Iterable[Any],
+    save: Callable[[Any, Any], str],
+    looks: Steps | None = None,
+) -> int:
+    """Save and report what became of each image as it comes; returns how many failed.
+
+    Args:
+        save: writes a result to its places, and returns the line that reports it.
+        looks: the bar of the image that is worked on.
+    """
     failed = 0
     bar = progress(outcomes, total=len(todo), as_json=args.json, unit=" images")
     for (item, files), outcome in zip(todo, bar, strict=True):
         try:
             if isinstance(outcome, ImageError):
                 raise outcome
-            outcome.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
+            line = save(outcome, files)
         except (ImageError, SaveError) as error:
             failed += 1
+            if looks is not None:
+                looks.close()
             say_error(error)
             if args.json:
-                say(json.dumps({"image": item.source, "error": str(error)}))
+                say_json({"image": item.source, "error": str(error)})
             continue
-        say(_json_line(outcome, files) if args.json else _text_line(outcome, files))
+        if args.json:
+            say_json({**outcome.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
+        else:
+            say(line)
     return failed
 
 
@@ -146,10 +233,6 @@ def describe_model(model: ScoreMaker, checkpoint: str | None = None) -> str:
     return f"{model.name}, trained on {data}{terms}" + (f"; {row.advice}" if row.advice else "")
 
 
-def _json_line(result: Segmentation, files: SavedFiles) -> str:
-    return json.dumps({**result.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
-
-
 def _text_line(result: Segmentation, files: SavedFiles) -> str:
     """An image, its mask, and the six largest classes with their share."""
     largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
@@ -157,13 +240,13 @@ def _text_line(result: Segmentation, files: SavedFiles) -> str:
 
 
 def _say_what_became(
-    args: argparse.Namespace, todo: int, skipped: Sequence[tuple[Input, SavedFiles]], failed: int
+    args: argparse.Namespace, todo: int, skipped: Sequence[tuple[Input, SavedFiles | SavedPose]], failed: int
 ) -> None:
     """Of all images: with --json a line for each that was skipped, else how many were written, skipped and failed."""
     total = todo + len(skipped)
     if args.json:
         for item, files in skipped:
-            say(json.dumps({"image": item.source, "skipped": str(files.mask)}))
+            say_json({"image": item.source, "skipped": str(files[0])})
     elif skipped or total > 1:
         parts = [f"{todo - failed} of {total} written to {args.output}"]
         parts += [f"{len(skipped)} skipped, whose results exist (--overwrite writes them anew)"] if skipped else []

@@ -20,9 +20,11 @@ from ..labels import LabelSet, generic_labels, list_labels, load_labels
 from ..preprocess import load_image
 from . import layouts, scenes
 from .layouts import LAYOUTS, MaskForm, Pair
+from .scenes import context
 
 FIRST_HELD_OUT_SEED = 1_000_000  # of the scenes: training seeds stay below, seeds of evaluation at or above
-DRAWN: Mapping[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {"scenes": scenes.render}  # by label set
+# By label set.
+DRAWN: Mapping[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {"scenes": scenes.render, "context": context.render}
 DRAWN_SPLITS = {"train": 4000, "val": 200}  # how many
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats that no mask should be in
 RECORD = "dataset.json"  # in a folder: what a layout cannot know

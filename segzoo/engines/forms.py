@@ -30,6 +30,7 @@ EXAMPLE_SIZE = (288, 352)
 STEP = 32  # pixels from one side that is tried to the next
 ANY = Dim.AUTO
 NO_LIMIT = 2**31  # a bound below it on a side is a real one
+OLDEST_TORCH = (2, 13)  # whose exporter was tried and does it; 2.6's does not
 
 
 def plain_twin(model: SegmentationModel) -> SegmentationModel:
@@ -172,9 +173,14 @@ def fixed_program(form: HeadForm, shape: Sequence[int]) -> Program:
 
 
 def _recorded(form: HeadForm, examples: tuple[Tensor, ...], dims: Mapping[str, Any] | None) -> ExportedProgram:
+    if torch.__version__ < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise SegzooError(
+            f"recording a model for an engine or into a file needs torch {oldest} or newer, not {torch.__version__}"
+        )
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own exporter, about itself
-        return torch.export.export(form.eval(), examples, dynamic_shapes=dims)
+        return torch.export.export(form.eval(), examples, dynamic_shapes=dims, strict=False)
 
 
 def _smallest(form: HeadForm, exported: ExportedProgram) -> int:

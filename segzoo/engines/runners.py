@@ -126,7 +126,7 @@ class InductorRunner:
     def _compile(self, shape: tuple[int, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         example = torch.zeros(shape, dtype=self.dtype)
         with torch.inference_mode(False), torch.no_grad():
-            graph = torch.export.export(self.form, (example,)).module()
+            graph = torch.export.export(self.form, (example,), strict=False).module()
             compiled: Any = torch.compile(graph, dynamic=False)
             try:
                 compiled(example)
@@ -192,9 +192,18 @@ def onnx_bytes(program: Program) -> Any:
             verbose=False,
             input_names=list(program.input_names),
             output_names=list(program.output_names),
+            custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
         )
     assert converted is not None
     return converted.model_proto
+
+
+def _sort_stable(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """torch.sort(stable=True) in ONNX, which torch's exporter leaves out: TopK of all, where of equal values the one
+    with the lower index comes first."""
+    op = need("onnxscript").opset20
+    size = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+    return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
 
 @contextlib.contextmanager
@@ -283,11 +292,20 @@ def openvino_model(program: Program) -> Any:
     # What openvino.convert_model does, without its report to the vendor.
     frontend = FrontEndManager().load_by_framework("pytorch")
     with torch.inference_mode(False), without_warnings():
-        decoder = TorchFXPythonDecoder.from_exported_program(program.exported)  # kept: the frontend does not own it
+        exported = program.exported
+        if any(node.target is torch.ops.aten.index_add.default for node in exported.graph.nodes):
+            exported = exported.run_decompositions({torch.ops.aten.index_add.default: _index_add})
+        decoder = TorchFXPythonDecoder.from_exported_program(exported)  # kept: the frontend does not own it
         model = frontend.convert(frontend.load(decoder))
     for port, name in zip((*model.inputs, *model.outputs), (*program.input_names, *program.output_names), strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """torch.index_add for OpenVINO, whose frontend cannot read that of torch.export."""
+    at = index.view(-1, *[1] * (x.ndim - dim % x.ndim - 1)).expand_as(source)
+    return x.scatter_add(dim, at, source * alpha)
 
 
 class OpenVINORunners:

@@ -244,15 +244,15 @@ def _create(
     named: Any = pretrained_cfg  # timm's hints leave out what its own factory passes
     cfg: Any = resolve_pretrained_cfg(name, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay)
     tag = _own_tag(name, cfg) if pretrained else None
-    if tag is not None and kwargs.get("cache_dir") is not None:
-        raise SegzooError(f"{name}: cache_dir is not for segzoo's own weights; set HF_HOME or SEGZOO_CACHE instead")
+    cache_dir = kwargs.pop("cache_dir", None) if tag is not None else None
 
     def build(
         *, global_pool: str = "avg", drop_rate: float = 0.0, device: Any = None, dtype: Any = None, **options: Any
     ):
         ours = f"{MODELS[name]}.{tag}" if tag else MODELS[name]
         try:
-            encoder = create_model(ours, pretrained=tag is not None, **options).to(device=device, dtype=dtype)
+            encoder = create_model(ours, pretrained=tag is not None, cache_dir=cache_dir, **options)
+            encoder = encoder.to(device=device, dtype=dtype)
         except WeightsError as error:
             own_file = "pretrained=True, pretrained_cfg_overlay={'file': PATH}"
             raise WeightsError(f"{error}. In timm, a file of your own is loaded by {own_file}") from error

@@ -83,7 +83,7 @@ def pyramid_stages(
     embed_dims: Sequence[int],
     depths: Sequence[int],
     attention: Callable[[int], nn.Module],
-    mlp_ratio: float,
+    mlp_ratio: float | Sequence[float],
     norm_eps: float,
     drop_path_rate: float,
     mlp_relu: bool = False,
@@ -96,20 +96,22 @@ def pyramid_stages(
         embed_dims: channels of each stage.
         depths: blocks of each stage.
         attention: stage, from 0 -> a new attention layer for one of its blocks.
-        mlp_ratio, mlp_relu: see `Block`.
+        mlp_ratio: of `Block`, for all stages or one a stage.
+        mlp_relu: see `Block`.
         norm_eps: of the LayerNorms in and after the blocks.
         drop_path_rate: of the last block; grows linearly from 0 over all blocks.
         embed_norm_eps: of the LayerNorms of the patch embeddings.
     """
     drop_path = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
     chans = (in_chans, *embed_dims)
+    mlp_ratios = [mlp_ratio] * len(embed_dims) if isinstance(mlp_ratio, (int, float)) else mlp_ratio
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
             Block(
                 dim=dim,
                 attn=attention(i),
-                mlp_ratio=mlp_ratio,
+                mlp_ratio=mlp_ratios[i],
                 norm_eps=norm_eps,
                 drop_path=drop_path[i][j],
                 mlp_relu=mlp_relu,

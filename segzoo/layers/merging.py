@@ -363,7 +363,7 @@ def _split_cells(H: int, W: int, stride: int, device: torch.device) -> tuple[Ten
     rows = torch.arange(0, H // stride * stride, stride, device=device)
     columns = torch.arange(0, W // stride * stride, stride, device=device)
     destination_D = (rows[:, None] * W + columns).flatten()
-    is_destination_N = torch.zeros(H * W, dtype=torch.uint8, device=device).index_fill(0, destination_D, 1)
+    is_destination_N = torch.zeros(H * W, dtype=torch.long, device=device).index_fill(0, destination_D, 1)
     # Sorting by the flag lists the sources with a shape known in advance, as compilers and meta tensors need.
     source_S = is_destination_N.argsort(stable=True)[: H * W - len(destination_D)]
     return source_S, destination_D

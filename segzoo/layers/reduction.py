@@ -210,6 +210,7 @@ class GridMerge:
 
 
 GridEntry = Pool | OverlapPool | Window | GridMerge  # what they leave is a map again
+GRID_ENTRIES = (Pool, OverlapPool, Window, GridMerge)  # for isinstance where torch 2.6 compiles, which knows no unions
 Matching = Bipartite | LocalGlobal | EnergyProtected | GridMerge | Neighbour2d | Neighbour1d
 Entry = GridEntry | Matching
 ENTRY_TYPES: tuple[type, ...] = typing.get_args(Entry)
@@ -318,7 +319,7 @@ class KeyValueReduction(Reduction):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         entry = self.in_force
-        if isinstance(entry, GridEntry):
+        if isinstance(entry, GRID_ENTRIES):
             return reduce_map(entry, x_BHWC, trained=self.trained).flatten(1, 2)
         x_BHWC = _pool(x_BHWC, self.trained, "avg")
         tokens_BNC = x_BHWC.flatten(1, 2)
@@ -400,7 +401,7 @@ class QueryReduction(Reduction):
         tokens_BNC = x_BHWC.flatten(1, 2)
         if isinstance(entry, Pool):
             entry = Neighbour2d(entry.factor)
-        assert not isinstance(entry, OverlapPool | Window)  # `check` lets none in
+        assert not isinstance(entry, (OverlapPool, Window))  # `check` lets none in
         merge, unmerge = _match(entry, tokens_BNC, grid)
         return merge(tokens_BNC), lambda out_BNC: unmerge(out_BNC).unflatten(1, grid)
 

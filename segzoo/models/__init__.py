@@ -3,7 +3,7 @@
 Importing registers every family.
 """
 
-from . import edaformer, eft, mit, rtformer, rtformer_backbone, segformer, segvit, swin
+from . import edaformer, eft, mit, pvt, rtformer, rtformer_backbone, segformer, segvit, swin
 from .base import Encoder, FeaturePyramid, Model, Pyramid
 from .rows import PretrainedCfg
 from .segmenter import SegmentationModel
@@ -18,6 +18,7 @@ __all__ = [
     "edaformer",
     "eft",
     "mit",
+    "pvt",
     "rtformer",
     "rtformer_backbone",
     "segformer",

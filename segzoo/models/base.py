@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H, W map, K classes.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -52,7 +53,9 @@ class Pyramid:
         return self.maps[index]
 
 
-torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
+with warnings.catch_warnings():  # torch 2.6 warns of what it does itself here
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.export.register_dataclass(Pyramid, serialized_type_name="segzoo.Pyramid")
 
 
 # "fresh classifier": everything but the last layer is trained.

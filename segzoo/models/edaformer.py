@@ -26,6 +26,7 @@ from ..layers.init import init_weights
 from ..layers.shapes import to_channels_first, to_channels_last
 from .base import PUBLISHED_IN_ROWS
 from .config import EncoderConfig, SegmenterConfig
+from .edaformer_baselines import MIXERS
 from .edaformer_weights import LAYOUTS, PRETRAINED
 from .eft import EFT_B, EFT_T, TEST_EFT, EmbeddingFreeAttention
 from .family import Family, PublishedCost, Variant, register_family
@@ -42,6 +43,7 @@ class EDAFormerConfig(SegmenterConfig):
     decoder_num_heads: tuple[int, ...] = (8, 4, 2)
     decoder_pool: tuple[int, ...] = (1, 2, 4)  # trained side of the key/value pooling window
     decoder_mlp_ratio: float = 2.0
+    decoder_mixer: str = "attention"  # or in its place a 3x3 convolution, "conv" or "dwconv" (Table 3a)
     decoder_embedding_free: bool = True  # False: query, key and value projections (Table 3a)
     decoder_drop_path: float = 0.1  # of every decoder block
     decoder_dim: int = 128  # channels after the fusion
@@ -54,8 +56,24 @@ class EDAFormerConfig(SegmenterConfig):
         self.require_lengths(len(level_chans), "a map of the encoder but the finest", *tuples)
         self.require_positive("decoder_depths", "decoder_pool", "decoder_mlp_ratio", "decoder_dim")
         self.require_rate("decoder_drop_path", "dropout")
+        self.require_choice("decoder_mixer", ("attention", *MIXERS))
         what = f"the encoder's channels {level_chans}, deep to fine"
         self.require_heads("decoder_num_heads", self.decoder_num_heads, what, level_chans)
+
+
+def token_mixer(cfg: EDAFormerConfig, *, dim: int, level: int) -> nn.Module:
+    """What a decoder block of a level, 0 the deepest, mixes its tokens with: (B, H, W, C) -> (B, H, W, C)."""
+    if cfg.decoder_mixer in MIXERS:
+        return MIXERS[cfg.decoder_mixer](dim=dim)
+    return EmbeddingFreeAttention(
+        dim=dim,
+        num_heads=cfg.decoder_num_heads[level],
+        pool=cfg.decoder_pool[level],
+        part="decoder",
+        level=level,
+        kv_norm=True,
+        embedding_free=cfg.decoder_embedding_free,
+    )
 
 
 class AllAttentionDecoder(nn.Module):
@@ -74,15 +92,7 @@ class AllAttentionDecoder(nn.Module):
                 *(
                     Block(
                         dim=dim,
-                        attn=EmbeddingFreeAttention(
-                            dim=dim,
-                            num_heads=cfg.decoder_num_heads[level],
-                            pool=cfg.decoder_pool[level],
-                            part="decoder",
-                            level=level,
-                            kv_norm=True,
-                            embedding_free=cfg.decoder_embedding_free,
-                        ),
+                        attn=token_mixer(cfg, dim=dim, level=level),
                         mlp_ratio=cfg.decoder_mlp_ratio,
                         mlp_relu=False,
                         norm_eps=1e-5,
@@ -128,11 +138,13 @@ class EDAFormer(EncoderDecoder):
 
     @property
     def reduction_presets(self) -> Mapping[str, Mapping[str, Any]]:
-        return PRESETS
+        if self.cfg.decoder_mixer == "attention":
+            return PRESETS
+        return self.encoder.reduction_presets  # convolutions have no sites
 
     @property
     def preset_accuracy(self) -> Mapping[str, str]:
-        return ACCURACY
+        return ACCURACY if self.cfg.decoder_mixer == "attention" else self.encoder.preset_accuracy
 
 
 def build(cfg: EDAFormerConfig) -> EDAFormer:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from .eft_weights import ENCODER_RULES
+from .eft_weights import DRIVE, ENCODER_RULES, SIZES, drive_files
 from .keys import Drop, Layout, Prefixed, Rename, Squeeze
-from .rows import MMSEG_ADE20K, MMSEG_CITYSCAPES, SLIDE_1024, WHOLE, PretrainedCfg, PublishedScore, scores
+from .rows import (
+    MMSEG_ADE20K,
+    MMSEG_CITYSCAPES,
+    OWN_MEASUREMENT,
+    SLIDE_1024,
+    WHOLE,
+    PretrainedCfg,
+    PublishedScore,
+    scores,
+)
 
 # attn4, attn44, attn444 are the blocks on c4, attn3 and attn33 those on c3, attn2 the one on c2.
 OFFICIAL_RULES = (
@@ -23,16 +32,12 @@ OFFICIAL_RULES = (
 
 LAYOUTS = (Layout("official", r"^decode_head\.linear_fuse\.", OFFICIAL_RULES),)
 
-_RECIPE = (
-    "download the checkpoint from the Google Drive folder named in the README of "
-    "https://github.com/hyunwoo137/EDAFormer and pass it as checkpoint_path="
-)
 _ORIGIN = "https://github.com/hyunwoo137/EDAFormer (arXiv 2407.17261)"
-_UNPUBLISHED = {"recommended_reduction": "optimal", "origin": _ORIGIN, "how_to_get": _RECIPE}
-_ADE20K = dataclasses.replace(MMSEG_ADE20K, **_UNPUBLISHED)
-_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **_UNPUBLISHED)
+_OFFICIAL = {"recommended_reduction": "optimal", "origin": _ORIGIN, **DRIVE}
+_ADE20K = dataclasses.replace(MMSEG_ADE20K, **_OFFICIAL)
+_CITYSCAPES = dataclasses.replace(MMSEG_CITYSCAPES, **_OFFICIAL)
 _COCO_STUFF = dataclasses.replace(_ADE20K, dataset="coco_stuff", label_set="coco_stuff", num_classes=171)
-# Trained by benchmarks/train_scenes.py; accuracy in benchmarks/results.
+# Trained by a script that is now the recipe `scenes` (see there); accuracy in benchmarks/results.
 _SCENES = PretrainedCfg(
     state="bundled",
     file="edaformer_t.scenes.safetensors",
@@ -53,20 +58,24 @@ _SCENES = PretrainedCfg(
         {"base": 89.04, "decoder": 89.05, "optimal": 89.03, "fast": 89.01},
         protocol=f"200 rendered scenes of 256x512, {WHOLE}",
         source="benchmarks/results/scenes_edaformer_t.scenes_256x512_cpu1.csv",
-        confirmed_by="segzoo's own measurement",
+        confirmed_by=OWN_MEASUREMENT,
     ),
 )
 _TABLES = "arXiv 2407.17261, Tables 1 and 4"
 
 
 def _official(
-    ade20k: tuple[float, ...], cityscapes: tuple[float, ...], coco_stuff: tuple[float, ...]
+    size: str, *, ade20k: tuple[float, ...], cityscapes: tuple[float, ...], coco_stuff: tuple[float, ...]
 ) -> dict[str, PretrainedCfg]:
     """The rows of a size; mIoU of each at base, decoder, optimal, fast, and fast after fine-tuning with it."""
+
+    def row(data: PretrainedCfg, word: str, miou: tuple[float, ...], protocol: str) -> PretrainedCfg:
+        return dataclasses.replace(data, drive_files=drive_files(SIZES[size], word), published=_miou(miou, protocol))
+
     return {
-        "ade20k": dataclasses.replace(_ADE20K, published=_miou(ade20k, WHOLE)),
-        "cityscapes": dataclasses.replace(_CITYSCAPES, published=_miou(cityscapes, SLIDE_1024)),
-        "coco_stuff": dataclasses.replace(_COCO_STUFF, published=_miou(coco_stuff, WHOLE)),
+        "ade20k": row(_ADE20K, "ade", ade20k, WHOLE),
+        "cityscapes": row(_CITYSCAPES, "city", cityscapes, SLIDE_1024),
+        "coco_stuff": row(_COCO_STUFF, "coco", coco_stuff, WHOLE),
     }
 
 
@@ -87,11 +96,19 @@ _MIT = {
 
 PRETRAINED = {
     "edaformer_t": {
-        **_official((42.3, 42.2, 42.1, 41.3, 42.1), (78.7, 78.7, 78.7, 78.1, 78.6), (40.3, 40.3, 40.3, 39.1, 40.2)),
+        **_official(
+            "t",
+            ade20k=(42.3, 42.2, 42.1, 41.3, 42.1),
+            cityscapes=(78.7, 78.7, 78.7, 78.1, 78.6),
+            coco_stuff=(40.3, 40.3, 40.3, 39.1, 40.2),
+        ),
         "scenes": _SCENES,
     },
     "edaformer_b": _official(
-        (49.0, 48.9, 48.9, 48.3, 48.7), (81.6, 81.6, 81.6, 81.4, 81.6), (45.9, 45.8, 45.8, 45.0, 45.7)
+        "b",
+        ade20k=(49.0, 48.9, 48.9, 48.3, 48.7),
+        cityscapes=(81.6, 81.6, 81.6, 81.4, 81.6),
+        coco_stuff=(45.9, 45.8, 45.8, 45.0, 45.7),
     ),
     "edaformer_mit_b0": {
         "ade20k": dataclasses.replace(

@@ -10,21 +10,15 @@ merging (arXiv 2405.14467) is a set of entries for the two reduction leaves that
 from NVIDIA's code, whose licence is non-commercial.
 
 Licence of the published weights: NVIDIA Source Code License, research and evaluation only.
-
-Shape letters: B batch, C channels, H, W rows and columns of a map, N query tokens, M key and value tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from ..layers.attention import attend
 from ..layers.block import pyramid_stages
-from ..layers.reduction import Bipartite, KeyValueReduction, Neighbour2d, QueryReduction
-from ..layers.shapes import to_channels_first, to_channels_last
+from ..layers.reduction import Bipartite, Neighbour2d
+from ..layers.spatial_reduction import EfficientSelfAttention
 from .base import NOT_MEASURED, PUBLISHED_IN_ROWS, PyramidEncoder
 from .config import EncoderConfig
 from .family import Family, Variant, register_family
@@ -58,53 +52,6 @@ class MiTConfig(EncoderConfig):
         self.require_positive("embed_dims", "depths", "mlp_ratio", "kv_stride", "norm_eps", "conv_norm_eps")
         self.require_lengths(len(self.embed_dims), "a stage", "depths", "num_heads", "kv_stride")
         self.require_heads("num_heads", self.num_heads, f"embed_dims={self.embed_dims}", self.embed_dims)
-
-
-class StridedConvNorm(nn.Module):
-    """Convolution of non-overlapping windows and LayerNorm: (B, H, W, C) -> (B, max(1, H // stride), ..., C).
-
-    Remainder rows and columns are dropped. A map smaller than the window repeats its last row and column.
-    """
-
-    def __init__(self, *, dim: int, stride: int, norm_eps: float):
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv2d(dim, dim, stride, stride)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BCHW = to_channels_first(x_BHWC)
-        H, W = x_BCHW.shape[2:]
-        if H < self.stride or W < self.stride:
-            x_BCHW = F.pad(x_BCHW, (0, max(0, self.stride - W), 0, max(0, self.stride - H)), mode="replicate")
-        return self.norm(to_channels_last(self.conv(x_BCHW)))
-
-
-class EfficientSelfAttention(nn.Module):
-    """Attention of all tokens to keys and values of a smaller map (section 3.1, "Efficient Self-Attention").
-
-    Owns a query leaf, on the layer's input, and a key/value leaf, on the tokens after the strided convolution and
-    its norm; their tokens are also what Segformer++ compares to merge them.
-
-    Shape: (B, H, W, C) -> (B, H, W, C).
-    """
-
-    def __init__(self, *, dim: int, num_heads: int, kv_stride: int, norm_eps: float, level: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_reduction = QueryReduction(part="encoder", level=level)
-        self.q = nn.Linear(dim, dim)
-        self.kv_downsample = (
-            StridedConvNorm(dim=dim, stride=kv_stride, norm_eps=norm_eps) if kv_stride > 1 else nn.Identity()
-        )
-        self.kv_reduction = KeyValueReduction(part="encoder", level=level)
-        self.kv = nn.Linear(dim, 2 * dim)  # keys, then values
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        q_BNC, restore = self.q_reduction(x_BHWC)
-        k_BMC, v_BMC = self.kv(self.kv_reduction(self.kv_downsample(x_BHWC))).chunk(2, dim=-1)
-        return restore(self.proj(attend(self.q(q_BNC), k_BMC, v_BMC, num_heads=self.num_heads)))
 
 
 HQ = {

@@ -7,6 +7,7 @@ with timm's meanings, so that timm's own functions can read it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Of the fields of a row that have few values, these values.
 CHOICES = {
-    "state": ("bundled", "hub", "url", "unpublished"),
+    "state": ("bundled", "hub", "url", "drive", "unpublished"),
     "resize": ("keep_ratio", "exact", "none"),
     "test_mode": ("whole", "slide"),
 }
@@ -34,6 +35,8 @@ RANGES = {
 }
 MAX_CHANS = 2**10  # for which mean and std are given
 MAX_STATISTIC = 1e6  # in units of the largest value of a pixel
+
+OWN_MEASUREMENT = "segzoo's own measurement"  # as what confirms a figure
 
 WHOLE = "single scale, whole image"
 SLIDE_1024 = "single scale, sliding window 1024 stride 768"
@@ -88,14 +91,18 @@ class PretrainedCfg:
 
     # Where the weights are.
     state: str = "unpublished"  # one of CHOICES, as `resize` and `test_mode` are
-    file: str | None = None  # bundled: file name in segzoo/weights; url: name in the cache where the URL has none
+    # bundled: file name in segzoo/weights; url: name in the cache where the URL has none; drive: path in the folder, in
+    # place of what `drive_files` finds, or a file on this machine.
+    file: str | None = None
     hf_hub_id: str | None = None  # hub: repository, "org/name"
     hf_hub_filename: str | None = None  # hub: file in the repository; None = model.safetensors, then older formats
     hf_revision: str | None = None  # hub: full commit id (40 hex digits), or a branch or tag; None follows "main"
     url: str | None = None  # url: official direct link
+    drive_folder: str | None = None  # drive: id of a public Google Drive folder, or its URL
+    drive_files: str | None = None  # drive: regular expression, in any case, of the path in the folder
     sha256: str | None = None  # of the file, where known
     size: int | None = None  # of the file in bytes, where known
-    how_to_get: str = ""  # unpublished: the recipe that makes them loadable
+    how_to_get: str = ""  # unpublished and drive: what has to be done by hand
     # What they were trained on.
     dataset: str = ""  # "ade20k", "cityscapes", ...
     label_set: str | None = None  # name for segzoo.labels.load_labels; None for ImageNet
@@ -139,6 +146,7 @@ class PretrainedCfg:
         names = self.label_names
         if names is not None and len(set(names)) != len(names):
             raise SegzooError(f"label_names must be {len(names)} different names, one a class, not {shown(names)}")
+        self._require(_is_pattern(self.drive_files), "drive_files", "must be a regular expression")
         known = list_labels()
         self._require(self.label_set in (None, *known), "label_set", f"must be one of {', '.join(known)}")
 
@@ -214,7 +222,17 @@ class PretrainedCfg:
         """Where the file is, in short: "org/name@1234567" (or @main, which may move), a host, or nothing."""
         if self.state == "hub":
             return f"{self.hf_hub_id}@{(self.hf_revision or 'main')[:7]}"
+        if self.state == "drive":
+            return "drive.google.com"
         return self.url.split("/")[2] if self.state == "url" and self.url else ""
+
+
+def _is_pattern(text: str | None) -> bool:
+    try:
+        re.compile(text or "")
+    except re.error:
+        return False
+    return True
 
 
 # The test protocols of mmseg's configurations for two data sets, which more than one family follows.

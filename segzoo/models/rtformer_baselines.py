@@ -27,7 +27,7 @@ from ..layers.batch_norm import BatchNorm
 from ..layers.mlp import ConvMlp
 from ..layers.norm_folding import absorb
 from ..layers.shapes import resize, to_channels_first, to_channels_last
-from .mit import StridedConvNorm
+from ..layers.spatial_reduction import StridedConvNorm
 
 # Every attention takes (own map, other branch's map), both (B, C, H, W), and returns a map like its own at its stride.
 

@@ -6,7 +6,8 @@ convolution + BN + ReLU and classified at stride 4. Segformer++ (github.com/KieD
 this model with token merging around the attention, which has no parameters; but its own checkpoints were trained
 with mmsegmentation's decoder (1x1 convolution + BN + ReLU a level, 256 channels for every size, order c1 to c4) and
 LayerNorm eps 1e-6 everywhere. That is the option `decoder="segformerpp"`. Its other task, human pose, takes the same
-network with one heatmap per keypoint in place of the classes: `segformer_b0_keypoints` and so on, without weights.
+network with one heatmap per keypoint in place of the classes: `segformer_b0_keypoints` and, with a preset set,
+`segformerpp_b0_keypoints_hq` and so on, without weights.
 
 What segzoo changed: as in `mit.py`; token merging is a reduction plan (presets "hq", "fast", "n2d"), so that
 `segformerpp_b2_hq` is `segformer_b2`, its weights included, with a plan set; and the unused `conv_seg` of NVIDIA's
@@ -21,7 +22,7 @@ Shape letters: B batch, C channels, H, W rows and columns of a map, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -215,13 +216,21 @@ def _keypoints(row: Variant) -> Variant:
     return Variant(cfg, params=row.params and row.params - fewer)
 
 
+def _merged(rows: Mapping[str, Variant]) -> dict[str, Variant]:
+    """The same under Segformer++'s names, each with its preset set."""
+    return {
+        alias: dataclasses.replace(rows[name], published=(), reduction=preset)
+        for alias, (name, preset) in merged_names(rows).items()
+    }
+
+
+_KEYPOINT_VARIANTS = {f"{name}_keypoints": _keypoints(row) for name, row in _SEGFORMER_VARIANTS.items()}
+
 VARIANTS = {
     **_SEGFORMER_VARIANTS,
-    **{
-        alias: dataclasses.replace(_SEGFORMER_VARIANTS[name], published=(), reduction=preset)
-        for alias, (name, preset) in merged_names(_SEGFORMER_VARIANTS).items()
-    },
-    **{f"{name}_keypoints": _keypoints(row) for name, row in _SEGFORMER_VARIANTS.items()},
+    **_merged(_SEGFORMER_VARIANTS),
+    **_KEYPOINT_VARIANTS,
+    **_merged(_KEYPOINT_VARIANTS),
     "test_segformer": Variant(TEST_SEGFORMER),
     "test_segformer_keypoints": _keypoints(Variant(TEST_SEGFORMER)),
 }

@@ -34,6 +34,7 @@ from .config import EncoderConfig, SegmenterConfig
 from .family import Family, PublishedCost, Variant, register_family
 from .keys import StateDict
 from .segmenter import SegmentationModel
+from .segvit_baselines import SETR, LinearDecoder
 from .segvit_decoder import AttentionToMask, QueryUpsampling
 from .segvit_weights import LAYOUTS, PRETRAINED
 from .swin import SWIN_TINY
@@ -45,6 +46,7 @@ class SegViTConfig(SegmenterConfig):
     """Configuration of SegViT."""
 
     encoder: EncoderConfig = ViTConfig()  # any encoder's; its maps feed the decoder (Table 5)
+    decoder: str = "atm"  # or "setr", a linear classifier of the last map, to compare with (Tables 4 and 8)
     upsample: bool = False  # spatial queries bring a ViT's features back to the full grid; then a single-stage cascade
     decoder_dim: int = 384  # channels
     decoder_num_heads: int = 12
@@ -57,6 +59,8 @@ class SegViTConfig(SegmenterConfig):
         self.require_rate("dropout")
         dim = self.decoder_dim
         self.require_heads("decoder_num_heads", (self.decoder_num_heads,), f"decoder_dim={dim}", (dim,))
+        self.require_choice("decoder", ("atm", "setr"))
+        self.require(not self.upsample or self.decoder == "atm", "upsample=True belongs to decoder='atm'")
         self.require(
             not self.upsample or isinstance(self.encoder, ViTConfig),
             "upsample=True needs a ViT as encoder, since the spatial queries are made for its img_size",
@@ -196,8 +200,11 @@ class SegViT(SegmentationModel):
         ]
 
 
-def build(cfg: SegViTConfig) -> SegViT:
+def build(cfg: SegViTConfig) -> SegViT | SETR:
     encoder = cfg.build_encoder()
+    if cfg.decoder == "setr":
+        decoder = LinearDecoder(in_chans=encoder.num_features, num_classes=cfg.num_classes)
+        return SETR(encoder=encoder, decoder=decoder, cfg=cfg)
     upsample, in_chans = _upsample(cfg, encoder)
     atm = AttentionToMask(
         in_chans=in_chans,

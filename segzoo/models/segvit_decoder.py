@@ -205,7 +205,7 @@ class AttentionToMask(nn.Module):
         """
         x_BNC = self.class_queries.repeat(features[0].shape[0], 1, 1)
         outputs = []
-        stages = cast(Sequence[DecoderStage], self.stages)
+        stages = cast("Sequence[DecoderStage]", self.stages)  # a text: torch 2.6 cannot record a generic alias
         if len(stages) == 1:
             stage = stages[0]
             outputs = stage.with_masks(x_BNC, features[0], last=len(stage.layers) if auxiliary else 1)

@@ -58,7 +58,7 @@ def _row(file: str, single: float, multi: float, *, table: int, **fields: Any) -
         state="hub",
         hf_hub_id="Akide/SegViTv1",
         hf_hub_filename=file,
-        hf_revision=None,  # follows "main": of the commit only the first digits are known, 1cfdaf6
+        hf_revision="1cfdaf61e504fb2bd81753425711b5e579b34b69",
         test_mode="slide",
         published=(
             PublishedScore(
@@ -80,6 +80,7 @@ def _row(file: str, single: float, multi: float, *, table: int, **fields: Any) -
 _ADE20K = {"dataset": "ade20k", "label_set": "ade20k", "num_classes": 150}
 _COCO_STUFF = {"dataset": "coco_stuff10k", "label_set": "coco_stuff", "num_classes": 171}
 _CONTEXT = {"dataset": "pascal_context", "label_set": "pascal_context_59", "num_classes": 59}
+_CONTEXT_60 = {"dataset": "pascal_context", "label_set": "pascal_context_60", "num_classes": 60}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # 127.5 in [0, 255]
 _SIDE_512 = {
     "input_size": (512, 512),
@@ -105,16 +106,30 @@ _SIDE_480 = {
     "cfg_overrides": {"encoder": {"img_size": (480, 480)}},
 }
 
+
+def _unreleased(**fields: Any) -> PretrainedCfg:
+    """A training of the paper whose weights are not known to be released, and whose figures could not be read."""
+    return PretrainedCfg(
+        test_mode="slide",
+        origin="https://github.com/zbwxp/SegVit (arXiv 2210.05844)",
+        how_to_get="the released files of PASCAL Context have 59 classes; train the model with 60 and pass "
+        "checkpoint_path=",
+        **fields,
+    )
+
+
 PRETRAINED = {
     "segvit_base": {"ade20k": _row("ade_51.3.pth", 51.3, 53.0, table=1, **_ADE20K, **_SIDE_512)},
     "segvit_large": {
         "ade20k": _row("ade_54.6.pth", 54.6, 55.2, table=1, **_ADE20K, **_HALF, **_SIDE_640),
         "coco_stuff10k": _row("COCOstuff_49.9.pth", 49.9, 50.3, table=2, **_COCO_STUFF, **_HALF, **_SIDE_512),
         "pascal_context": _row("PC59cls_64.1.pth", 64.1, 65.3, table=3, **_CONTEXT, **_HALF, **_SIDE_480),
+        "pascal_context_60": _unreleased(**_CONTEXT_60, **_HALF, **_SIDE_480),
     },
     "segvit_large_shrunk": {
         "ade20k": _row("ade_shrunk_53.9.pth", 53.9, 55.1, table=1, **_ADE20K, **_HALF, **_SIDE_640),
         "coco_stuff10k": _row("COCOstuff10k_shrunk_49.1.pth", 49.1, 49.4, table=2, **_COCO_STUFF, **_HALF, **_SIDE_512),
         "pascal_context": _row("PC59cls_62.3.pth", 62.3, 63.7, table=3, **_CONTEXT, **_HALF, **_SIDE_480),
+        "pascal_context_60": _unreleased(**_CONTEXT_60, **_HALF, **_SIDE_480),
     },
 }

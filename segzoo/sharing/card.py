@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .._version import __version__
 from ..models.base import Model
-from ..models.rows import METRICS, PretrainedCfg, PublishedScore, label_names
+from ..models.rows import METRICS, OWN_MEASUREMENT, PretrainedCfg, PublishedScore, label_names
 from ..models.segmenter import SegmentationModel
 from ..zoo.config import CONFIG_NAME, config_to_dict, read_config
 
@@ -107,7 +107,8 @@ def _accuracy(row: PretrainedCfg) -> str:
         source += f" (confirmed by {score.confirmed_by})" if score.confirmed_by else " (could not be confirmed)"
         cells = (str(score.value), METRICS[score.metric], reduction, score.protocol or "not stated", source)
         lines.append(f"| {' | '.join(cells)} |")
-    return "As published, not measured anew.\n\n" + "\n".join(lines)
+    own = all(score.confirmed_by == OWN_MEASUREMENT for score in row.published)
+    return ("Measured by segzoo." if own else "As published, not measured anew.") + "\n\n" + "\n".join(lines)
 
 
 def _what_it_is(model: Model, row: PretrainedCfg) -> str:
@@ -131,8 +132,8 @@ def _what_it_is(model: Model, row: PretrainedCfg) -> str:
 def _usage(model: Model) -> str:
     made = f'model = segzoo.create_model("hf-hub:{PLACEHOLDER}").eval()  # or "local-dir:PATH"\n'
     if _finds_keypoints(model) and model.in_chans == 3:
-        found = 'xy, score = predict_keypoints(model, "image.jpg")  # (K, 2) in pixels, and (K,)'
-        return f"import segzoo\nfrom segzoo.prediction import predict_keypoints\n\n{made}{found}"
+        found = 'pose = segzoo.predict_keypoints(model, "image.jpg")  # pose.xy (K, 2) in pixels, pose.score (K,)'
+        return f'import segzoo\n\n{made}{found}\npose.save("keypoints.png")'
     if isinstance(model, SegmentationModel) and model.in_chans == 3:
         return f'import segzoo\n\n{made}result = segzoo.predict(model, "image.jpg")\nresult.save("mask.png")'
     size = ", ".join(map(str, (1, model.in_chans, 224, 224)))

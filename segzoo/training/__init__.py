@@ -1,1 +1,1 @@
-"""What training takes: losses and metrics. `benchmarks/train_scenes.py` is a plain loop around them."""
+"""What training and testing take: recipes, losses, schedules, the engine, evaluation and metrics."""

@@ -34,16 +34,18 @@ from ..data.car_corners import CarCrop
 from ..data.classification import ClassificationData
 from ..data.coco_keypoints import CocoKeypointData, Person
 from ..data.segmentation import SegmentationData, out_of_range
+from ..engines import Engine
 from ..keypoints import pck
 from ..labels import LabelSet, generic_labels
 from ..layers.reduction import entry_to_json
 from ..models.base import Encoder, Model, WeightsState
 from ..models.rows import PretrainedCfg
-from ..plans import Plan, current_plan, inference_reduction
+from ..models.segmenter import SegmentationModel
+from ..plans import Plan, current_plan, inference_reduction, reduction_sites, resolve_plan
 from ..prediction import ScoreMaker, predict_keypoints, protocol_of, score_maker, segment_one
 from ..preprocess import load_image, to_input
 from ..twins import eval_twin
-from .metrics import SMALL_CLASSES, ConfusionMatrix
+from .metrics import PAIRED_CLASSES, SMALL_CLASSES, ConfusionMatrix
 from .protocols import NamedProtocol
 from .reports import Evaluation
 
@@ -70,7 +72,8 @@ def evaluate(
         data: of `open_data`, `open_classification` or `open_coco_keypoints`, or a list of `car_crops`.
         protocol: of segmentation, one of `segzoo.training.protocols.PROTOCOLS`; "+ms" (six scales and flip) or "+flip"
             may follow.
-        reduction: a plan for the time of the evaluation; None: as the model is.
+        reduction: a plan for the time of the evaluation; None: as the model is. Of an engine the one that it was made
+            with, to be recorded by its name.
         progress: wraps the indices of the samples, as tqdm does.
 
     Raises:
@@ -79,9 +82,10 @@ def evaluate(
     """
     set_plan = contextlib.nullcontext()
     if reduction is not None:
-        if not isinstance(model, nn.Module):
-            raise SegzooError("an engine keeps the reduction that it was made with; leave it out")
-        set_plan = inference_reduction(model, reduction)
+        if isinstance(model, nn.Module):
+            set_plan = inference_reduction(model, reduction)
+        else:
+            _check_plan(model, reduction)
     with set_plan, torch.inference_mode():
         subject = _subject(model)
         if isinstance(data, SegmentationData):
@@ -103,6 +107,16 @@ def evaluate(
         published_protocol=published_protocol,
         conditions=_conditions(subject),
     )
+
+
+def _check_plan(maker: ScoreMaker, reduction: object) -> None:
+    """Raises SegzooError where a score maker was not made with this reduction."""
+    source = maker.upscaler
+    if isinstance(source, SegmentationModel):
+        plan = resolve_plan(reduction, reduction_sites(source), source.reduction_presets)
+        if plan == maker.plan:
+            return
+    raise SegzooError(f"an engine keeps the reduction that it was made with ({maker.plan}); make one with {reduction}")
 
 
 def _as_text(reduction: object) -> str:
@@ -132,15 +146,24 @@ class _Subject:
     plan: Plan
     like: torch.Tensor
     engine: str
+    dtype: str  # of the computation
 
 
 def _subject(model: nn.Module | ScoreMaker) -> _Subject:
     if isinstance(model, Encoder):
         row = model.pretrained_cfg or PretrainedCfg(resize="exact", test_size=(224, 224))
-        return _Subject(_name(model), row, current_plan(model), next(model.parameters()), "torch")
+        like = next(model.parameters())
+        return _Subject(_name(model), row, current_plan(model), like, "torch", _dtype(like))
     maker = score_maker(model)
-    engine = "torch" if isinstance(model, nn.Module) else type(model).__name__
-    return _Subject(maker.name, maker.row, maker.plan, maker.like, engine)
+    if isinstance(maker, Engine):
+        engine, dtype = maker.engine, {"f32": "float32", "bf16": "bfloat16"}[maker.precision]
+    else:
+        engine, dtype = "torch" if isinstance(model, nn.Module) else type(model).__name__, _dtype(maker.like)
+    return _Subject(maker.name, maker.row, maker.plan, maker.like, engine, dtype)
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 class _Shown:
@@ -167,15 +190,17 @@ def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: s
     protocol = NamedProtocol.of(name, maker.row)
     shown = _Shown(maker, protocol.row)
     look = protocol_of(protocol.row, scales=protocol.scales, flip=protocol.flip)
+    device = _counting_device(maker.like)
     counted = _torchmetrics().MulticlassConfusionMatrix(K, ignore_index=data.ignore_index, validate_args=False)
+    counted = counted.to(device)
     for i in progress(_own_samples(len(data))):
         sample = data[i]
         wrong = out_of_range(sample.labels, K, data.ignore_index)
         if wrong:
             raise SegzooError(f"{sample.name}: labels {wrong[:5]} are no classes of the model, which has {K}")
         mask_HW = segment_one(shown, sample.image, look).mask
-        counted.update(*(torch.from_numpy(array.astype(np.int64)) for array in (mask_HW, sample.labels)))
-    confusion = ConfusionMatrix.of(counted.compute().numpy())
+        counted.update(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in (mask_HW, sample.labels)))
+    confusion = ConfusionMatrix.of(counted.compute().cpu().numpy())
     labels = data.labels
     if labels is None or labels.name == generic_labels(K).name:
         labels = maker.label_set
@@ -193,8 +218,9 @@ def _segmentation(model: nn.Module | ScoreMaker, data: SegmentationData, name: s
 
 def _figures(confusion: ConfusionMatrix, labels: LabelSet) -> dict[str, float]:
     figures = {"mIoU": confusion.miou()}
-    if labels.name in SMALL_CLASSES:
-        figures["small mIoU"] = confusion.miou([labels.classes.index(name) for name in SMALL_CLASSES[labels.name]])
+    for kind, sets in (("small", SMALL_CLASSES), ("paired", PAIRED_CLASSES)):
+        if labels.name in sets:
+            figures[f"{kind} mIoU"] = confusion.miou([labels.classes.index(name) for name in sets[labels.name]])
     figures["pixel accuracy"] = confusion.pixel_accuracy()
     figures["mean accuracy"] = confusion.mean_accuracy()
     return figures
@@ -208,14 +234,15 @@ def _classification(model: nn.Module | ScoreMaker, data: ClassificationData, pro
         raise SegzooError(f"{_name(model)} has {K} classes, but there are {len(data.classes)} class folders")
     row, like = _subject(model).row, next(model.parameters())
     make = _torchmetrics().MulticlassAccuracy
-    counted = {f"top-{k}": make(K, top_k=k, average="micro") for k in (1, 5) if k <= K}
+    device = _counting_device(like)
+    counted = {f"top-{k}": make(K, top_k=k, average="micro").to(device) for k in (1, 5) if k <= K}
     twin = eval_twin(model)
     for i in progress(_own_samples(len(data))):
         path, truth = data[i]
         image_HWC = centre_crop(load_image(path, model.in_chans), row.test_size)
-        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().cpu()
+        logits_BK = twin(to_input(image_HWC, row.test_size, row, like)).float().to(device)
         for accuracy in counted.values():
-            accuracy.update(logits_BK, torch.tensor([truth]))
+            accuracy.update(logits_BK, torch.tensor([truth], device=device))
     return _result(
         "imagenet folder",
         data.split,
@@ -239,6 +266,8 @@ def centre_crop(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Progress) -> Evaluation:
+    if not isinstance(model, nn.Module):
+        raise SegzooError("keypoints are measured of a model, not of an engine; leave out the engine")
     if not isinstance(model, Model) or not len(data):
         raise SegzooError(f"{_name(model)} is no keypoint model, or there are no samples")
     coco = data.coco if isinstance(data, CocoKeypointData) else None
@@ -327,6 +356,12 @@ def _own_samples(count: int) -> range:
     return range(count)
 
 
+def _counting_device(like: torch.Tensor) -> torch.device:
+    """Where to count: the processor, but of several processes a GPU, whose counts alone its backend can add up."""
+    several = dist.is_available() and dist.is_initialized()
+    return like.device if several and like.is_cuda else torch.device("cpu")
+
+
 def _name(model: nn.Module | ScoreMaker) -> str:
     return (model.name if isinstance(model, Model) or not isinstance(model, nn.Module) else "") or type(model).__name__
 
@@ -336,14 +371,14 @@ def _conditions(subject: _Subject) -> dict[str, str | None]:
     return {
         "engine": subject.engine,
         "device": torch.cuda.get_device_name(like.device) if like.is_cuda else f"{like.device} {platform.machine()}",
-        "dtype": str(like.dtype).removeprefix("torch."),
+        "dtype": subject.dtype,
         "segzoo": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of segzoo's own checkout, with "+" after it where files differ; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

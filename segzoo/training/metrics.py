@@ -11,13 +11,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..data import scenes
+from ..data.scenes import context
 
 # Small or thin classes by label set. Cityscapes': of Segformer++'s "small classes" (arXiv 2405.14467, Table II) the
 # thin ones of street furniture, as the scenes have them; its own list was not at hand to check this one against.
 SMALL_CLASSES: Mapping[str, tuple[str, ...]] = {
     "cityscapes": ("fence", "pole", "traffic light", "traffic sign"),
     "scenes": scenes.SMALL_CLASSES,
+    "context": context.SMALL_CLASSES,
 }
+
+# Classes that look like another one nearby, by label set.
+PAIRED_CLASSES: Mapping[str, tuple[str, ...]] = {"context": context.PAIRED_CLASSES}
 
 
 class ConfusionMatrix:

@@ -36,8 +36,8 @@ MAX_NESTED = 32
 
 # Of a weights row, where its file was and how the row differs from the variant: neither holds for the saved model.
 SOURCE_FIELDS = frozenset(
-    ("state", "file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "sha256", "size", "how_to_get")
-) | {"cfg_overrides"}
+    ("state", "file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "drive_folder", "drive_files", "sha256")
+) | {"size", "how_to_get", "cfg_overrides"}
 
 
 @dataclasses.dataclass(frozen=True)

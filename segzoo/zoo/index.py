@@ -50,7 +50,7 @@ class ListedRow:
     license_url: str | None = None
     commercial_use: bool | None = None
     origin: str = ""
-    how_to_get: str = ""  # unpublished: the recipe that makes them loadable
+    how_to_get: str = ""  # unpublished and drive: what has to be done by hand
     advice: str = ""
 
     def changed(self) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def list_models(
     >>> import segzoo
     >>> segzoo.list_models("RTFormer_*", exclude_filters="*_backbone")
     ['rtformer_base', 'rtformer_slim']
-    >>> segzoo.list_models(module="edaformer", pretrained=True)
-    ['edaformer_t.scenes']
+    >>> segzoo.list_models("*_t", module="edaformer", pretrained=True)
+    ['edaformer_t.ade20k', 'edaformer_t.cityscapes', 'edaformer_t.coco_stuff', 'edaformer_t.scenes']
 
     Args:
         filter: wildcard or wildcards, such as "edaformer*", in any case; a name is listed if any matches. One without a
@@ -179,7 +179,7 @@ def list_pretrained(
     Args:
         filter: wildcard or wildcards, such as "segformer_b?.*", as in `list_models`.
         exclude_filters: wildcard or wildcards of names to leave out.
-        source: only rows that are "bundled", "hub", "url" or "unpublished".
+        source: only rows that are "bundled", "hub", "url", "drive" or "unpublished".
         license: only rows under this licence, such as "apache-2.0".
         commercial: only rows that allow commercial use (True) or are known to forbid it (False).
         dataset: only rows trained on it, such as "ade20k".

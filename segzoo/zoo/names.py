@@ -87,8 +87,8 @@ def rows_of(variant_name: str) -> Mapping[str, PretrainedCfg]:
 
 
 def default_tag(rows: Mapping[str, PretrainedCfg]) -> str | None:
-    """The first whose weights can be loaded, else the first; None if there are none."""
-    return next((tag for tag, row in rows.items() if row.loadable), next(iter(rows), None))
+    """The first that comes with the package, else that can be loaded, else the first; None if there are none."""
+    return min(rows, key=lambda tag: (rows[tag].state != "bundled", not rows[tag].loadable), default=None)
 
 
 def parse_name(name: str) -> tuple[str, str | None]:

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from .._errors import SegzooError
+from .._errors import SegzooError, shown
 from ..models.base import Encoder
-from ..models.config import fits, type_hints
+from ..models.config import EncoderConfig, fits, type_hints
 from ..models.family import VARIANTS
 from ..models.features import pair
 from ..models.rows import PretrainedCfg
 
 # Options of timm's models that segzoo's have not: the value that asks for nothing, and what to do instead.
 _ONLY_TIMMS: dict[str, tuple[Any, str]] = {
-    "cache_dir": (None, "set HF_HOME for files of the Hub and SEGZOO_CACHE for those of other places"),
     "drop_rate": (0.0, "there is no dropout before the classifier of this family; leave it out"),
     "global_pool": ("avg", "an encoder's head takes the mean, and features_only=True gives the maps"),
     "scriptable": (False, "they are exported by torch.export or torch.jit.trace"),
@@ -52,8 +51,9 @@ def check_num_classes(num_classes: int | None, variant_name: str) -> None:
 def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as timm's callers give them, in the names of a family's config.
 
-    `img_size` may be one number, and is left out where nothing is made for one size; `drop_rate` is the config's
-    `dropout`; what asks for nothing (None where None is no value, a rate of 0, `scriptable=False`, ...) is left out.
+    `encoder` may be the name of one. `img_size` may be one number, and is left out where nothing is made for one size;
+    `drop_rate` is the config's `dropout`; what asks for nothing (None where None is no value, a rate of 0,
+    `scriptable=False`, ...) is left out.
 
     Args:
         cfg: the config that the options are for.
@@ -61,6 +61,7 @@ def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SegzooError: what timm's models can do and these cannot; names the way out.
     """
+    options = _encoder_by_name(options)
     fields = _hints_with_encoder(cfg, options.get("encoder"))
     options = {
         name: value
@@ -74,6 +75,18 @@ def timm_options(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         rate = options.pop("drop_rate")
         options |= {"dropout": rate} if "dropout" in fields else {"drop_rate": rate} if rate else {}
     return _without_only_timms(options)
+
+
+def _encoder_by_name(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options with the config of the encoder whose name they give."""
+    name = options.get("encoder")
+    if not isinstance(name, str):
+        return options
+    configs = {variant: family.variants[variant].cfg for variant, family in VARIANTS.items()}
+    if not isinstance(configs.get(name), EncoderConfig):
+        names = [name for name, cfg in configs.items() if isinstance(cfg, EncoderConfig) and name[:5] != "test_"]
+        raise SegzooError(f"encoder={shown(name)} is no encoder's name; encoders: {', '.join(names)}")
+    return {**options, "encoder": configs[name]}
 
 
 def _hints_with_encoder(cfg: Any, new_encoder: Any) -> dict[str, Any]:
@@ -140,7 +153,7 @@ def overlay_row(row: PretrainedCfg | None, overlay: Mapping[str, Any] | None) ->
     if not overlay:
         return row
     row = row or PretrainedCfg()
-    source = ("file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url")
+    source = ("file", "hf_hub_id", "hf_hub_filename", "hf_revision", "url", "drive_folder", "drive_files")
     if any(name in overlay and overlay[name] != getattr(row, name) for name in source):
         overlay = {"sha256": None, "size": None, **overlay}  # those known belong to the other file
     return override(row, overlay, "pretrained_cfg_overlay")

@@ -17,6 +17,7 @@ from ..models.segmenter import SegmentationModel
 from .checkpoint import WeightsFile, build_with_weights, load_weights
 from .config import SavedConfig, read_config
 from .download import row_file, saved_config_file, saved_files, say_terms
+from .download.cache import caching_in
 from .index import SAVED_PREFIXES, is_model
 from .names import default_tag, parse_name, rows_of
 from .options import check_num_classes, overlay_row, override, timm_options, trained_cfg
@@ -35,6 +36,7 @@ def create_model(
     features_only: Literal[False] = ...,
     out_indices: None = ...,
     force_download: bool = ...,
+    cache_dir: str | Path | None = ...,
     **cfg_overrides: Any,
 ) -> Model: ...
 
@@ -52,6 +54,7 @@ def create_model(
     features_only: Literal[True],
     out_indices: int | Sequence[int] | None = ...,
     force_download: bool = ...,
+    cache_dir: str | Path | None = ...,
     **cfg_overrides: Any,
 ) -> FeaturePyramid: ...
 
@@ -68,6 +71,7 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     force_download: bool = False,
+    cache_dir: str | Path | None = None,
     **cfg_overrides: Any,
 ) -> Model | FeaturePyramid:
     """Build a model by name, optionally with weights. Names and order of the arguments are timm's.
@@ -95,6 +99,8 @@ def create_model(
         features_only: return the encoder as a `FeaturePyramid`, whose forward gives the list of maps.
         out_indices: with `features_only`, which maps (0 = finest); a number n means the last n.
         force_download: fetch the weights anew even if they are in the cache.
+        cache_dir: folder in which this call keeps and looks for files of every source, instead of those of the
+            environment (HF_HOME, SEGZOO_CACHE).
         **cfg_overrides: fields of the family's config, such as `drop_path_rate`; a dict replaces single fields of a
             nested config. What timm's models take is understood or refused by name (see `zoo.options.timm_options`),
             and an option that is None and cannot be None is as if not given.
@@ -115,7 +121,8 @@ def create_model(
         force_download=force_download,
         options=cfg_overrides if in_chans is None else {**cfg_overrides, "in_chans": in_chans},
     )
-    model = assemble(resolve(request))
+    with caching_in(cache_dir):
+        model = assemble(resolve(request))
     if features_only:
         encoder = model.encoder if isinstance(model, SegmentationModel) else model
         assert isinstance(encoder, Encoder)  # a family is one or the other
@@ -127,12 +134,13 @@ def create_model(
     return model
 
 
-def blueprint(name: str, *, num_classes: int | None = None) -> Model:
+def blueprint(name: str, *, num_classes: int | None = None, options: Mapping[str, Any] | None = None) -> Model:
     """The model of any kind of name on the meta device, without its weights; of a saved one only the config is fetched.
 
-    Args and Raises as `create_model`. The model of "variant" alone is that of its default weights.
+    Args and Raises as `create_model`, whose other options are `options`. The model of "variant" alone is that of its
+    default weights.
     """
-    request = Request(name=name, num_classes=num_classes)
+    request = Request(name=name, num_classes=num_classes, options=options or {})
     if name.startswith(SAVED_PREFIXES):
         recipe = _of_config(request, saved_config_file(name), None)
     else:
@@ -284,7 +292,9 @@ def _tag_or_default(
     if request.pretrained and tag is None and request.row is None:
         tag = default_tag(rows)
         if tag is None:
-            raise SegzooError(f"{variant_name} has no weights; leave out pretrained=True")
+            raise WeightsError(
+                f"{variant_name} has no weights; give your own as checkpoint_path=, or leave out pretrained=True"
+            )
     return tag
 
 

@@ -11,7 +11,8 @@ then paints everything from far to near, image and labels with the same polygons
 every size.
 
 The files in the order of the walk: `layout`, `background`, `light`, `objects`, `camera`. They draw with `basics`,
-`canvas` and `colours`, which know no class, as `camera` knows none.
+`canvas` and `colours`, which know no class, as `camera` knows none. `context` draws other pictures with them:
+landscapes whose classes only something far away tells apart.
 
 Coordinates: the canvas is 2 wide and 1 high, x to the right, y down; other aspect ratios stretch it. A ground point is
 (X, s): X in metres to the right of the camera, and s, the scale there, in canvas units per metre (larger = nearer).
@@ -19,12 +20,10 @@ Only exact arithmetic (no exp, sin or normal variates) shapes the picture, which
 version of numpy (its random stream) and of pillow (its rasteriser).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from .background import draw_ground, draw_side, draw_sky, draw_skyline
-from .basics import Rng
+from .basics import Rng, checked
 from .camera import Camera, expose
 from .canvas import ASPECT, Canvas
 from .classes import CLASSES, SKY, SMALL_CLASSES, VEGETATION
@@ -62,7 +61,7 @@ def render_with_boxes(*, seed: int, size: tuple[int, int] = (256, 512)) -> tuple
         the image, nearest car first. A box spans the whole car, also where something nearer hides a part of it (at
         most about 45 %). n may be 0.
     """
-    height, width = _checked(seed, size)
+    height, width = checked(seed, size)
     rng = np.random.Generator(np.random.PCG64(seed))
     camera = Camera.random(rng)
     street = Street.random(rng)
@@ -84,17 +83,6 @@ def render_with_boxes(*, seed: int, size: tuple[int, int] = (256, 512)) -> tuple
     boxes = [item.box for item in reversed(items) if item.kind == "car"]
     cars = np.array(boxes, dtype=np.float64).reshape(-1, 4) * [width / ASPECT, height, width / ASPECT, height]
     return image, labels, np.clip(cars, 0, [width, height, width, height]).astype(np.float32)
-
-
-def _checked(seed: int, size: tuple[int, int]) -> tuple[int, int]:
-    def is_int(value: object) -> bool:
-        return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-    if not is_int(seed) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}.")
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_int(n) and n >= 1 for n in size):
-        raise ValueError(f"size must be (height, width), two integers >= 1, got {size!r}.")
-    return int(size[0]), int(size[1])
 
 
 def _texture(rng: Rng) -> np.ndarray:

@@ -23,3 +23,16 @@ def pick(rng: Rng, options: Sequence[T]) -> T:
 
 def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
+
+
+def checked(seed: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The size as two ints. Raises ValueError if the seed is no integer >= 0 or the size not two integers >= 1."""
+
+    def is_int(value: object) -> bool:
+        return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+    if not is_int(seed) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}.")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_int(n) and n >= 1 for n in size):
+        raise ValueError(f"size must be (height, width), two integers >= 1, got {size!r}.")
+    return int(size[0]), int(size[1])

@@ -13,29 +13,29 @@ def draw_item(canvas: Canvas, rng: Rng, item: Item) -> None:
     _PAINTERS[item.kind](canvas, rng, item)
 
 
-def _draw_car(canvas: Canvas, rng: Rng, item: Item) -> None:
+def draw_car(canvas: Canvas, rng: Rng, item: Item, cls: int = CAR) -> None:
     body, glass = colours.paint(rng), colours.hsv(rng, hue=(0.5, 0.65), saturation=(0, 0.3), value=(0.1, 0.6))
     edge, tyre = colours.edge(body), (25, 25, 28)
     at = item.at
     if item.view == "side":
         roof = [(-0.72, 0.55), (-0.5, 1), (0.15, 1), (0.5, 0.55)]
-        canvas.poly(item.points(*roof), body, CAR, edge)
+        canvas.poly(item.points(*roof), body, cls, edge)
         canvas.poly(item.points((-0.58, 0.6), (-0.44, 0.92), (-0.2, 0.92), (-0.2, 0.6)), glass)
         canvas.poly(item.points((-0.12, 0.6), (-0.12, 0.92), (0.1, 0.92), (0.38, 0.6)), glass)
         hull = [(-1, 0.2), (-0.96, 0.6), (0.6, 0.6), (1, 0.5), (1, 0.2)]
-        canvas.poly(item.points(*hull), body, CAR, edge)
+        canvas.poly(item.points(*hull), body, cls, edge)
         canvas.box(at(-1, 0.2), at(1, 0.32), colours.shade(body, 0.6))
         canvas.box(at(0.86, 0.38), at(0.98, 0.47), (250, 240, 190))
         canvas.box(at(-0.97, 0.42), at(-0.88, 0.54), (190, 30, 30))
         for u in (-0.6, 0.6):
-            canvas.disc(at(u, 0.21), 0.33 * item.s, 0.21 * item.h * item.s, tyre, CAR)
+            canvas.disc(at(u, 0.21), 0.33 * item.s, 0.21 * item.h * item.s, tyre, cls)
             canvas.disc(at(u, 0.21), 0.16 * item.s, 0.1 * item.h * item.s, (150, 150, 155))
         return
     for u in (-0.75, 0.75):
-        canvas.box(at(u - 0.16, 0), at(u + 0.16, 0.3), tyre, CAR)
-    canvas.poly(item.points((-0.9, 0.5), (-0.66, 1), (0.66, 1), (0.9, 0.5)), body, CAR, edge)
+        canvas.box(at(u - 0.16, 0), at(u + 0.16, 0.3), tyre, cls)
+    canvas.poly(item.points((-0.9, 0.5), (-0.66, 1), (0.66, 1), (0.9, 0.5)), body, cls, edge)
     canvas.poly(item.points((-0.72, 0.6), (-0.57, 0.92), (0.57, 0.92), (0.72, 0.6)), glass)
-    canvas.box(at(-1, 0.13), at(1, 0.6), body, CAR, edge)
+    canvas.box(at(-1, 0.13), at(1, 0.6), body, cls, edge)
     canvas.box(at(-0.96, 0.15), at(0.96, 0.27), colours.shade(body, 0.6))
     lamp = (200, 25, 25) if item.view == "rear" else (250, 245, 210)
     for u in (-0.78, 0.78):
@@ -204,15 +204,15 @@ def _draw_bush(canvas: Canvas, rng: Rng, item: Item) -> None:
     draw_foliage(canvas, rng, item.at(0, 0.5), item.w * item.s / 2, item.h * item.s / 2, colours.leaves(rng))
 
 
-def draw_foliage(canvas: Canvas, rng: Rng, centre: Point, rx: float, ry: float, leaves: Colour) -> None:
+def draw_foliage(
+    canvas: Canvas, rng: Rng, centre: Point, rx: float, ry: float, leaves: Colour, cls: int = VEGETATION
+) -> None:
     """A crown or bush: overlapping discs, with lighter and darker clumps."""
     x, y = centre
-    canvas.disc(centre, 0.85 * rx, 0.85 * ry, leaves, VEGETATION)
+    canvas.disc(centre, 0.85 * rx, 0.85 * ry, leaves, cls)
     for _ in range(7):
         u, v = rng.uniform(-0.6, 0.6, 2)
-        canvas.disc(
-            (x + u * rx, y + v * ry), 0.42 * rx, 0.42 * ry, colours.shade(leaves, rng.uniform(0.8, 1.15)), VEGETATION
-        )
+        canvas.disc((x + u * rx, y + v * ry), 0.42 * rx, 0.42 * ry, colours.shade(leaves, rng.uniform(0.8, 1.15)), cls)
     for _ in range(9):
         u, v = rng.uniform(-0.6, 0.6, 2)
         clump = (*colours.shade(leaves, 1.25 - 0.5 * (v + 0.6)), 150)  # lit from above
@@ -220,7 +220,7 @@ def draw_foliage(canvas: Canvas, rng: Rng, centre: Point, rx: float, ry: float, 
 
 
 _PAINTERS = {
-    "car": _draw_car,
+    "car": draw_car,
     "truck": _draw_truck,
     "person": _draw_person,
     "bicycle": _draw_bicycle,

@@ -1,7 +1,8 @@
 """Where weights come from: the file that a weights row or a saved model's name stands for, downloaded and checked.
 
 No failure is swallowed: it ends in a WeightsError that names the file, its source and the way out, never in a model
-without its weights. `cache` holds what every source shares, `hub` and `url` fetch; their libraries are loaded on use.
+without its weights. `cache` holds what every source shares, `hub`, `url` and `drive` fetch; their libraries are loaded
+on use.
 """
 
 from __future__ import annotations
@@ -49,21 +50,32 @@ def row_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) ->
     say_terms(name, row)
     if row.state == "bundled":
         return WeightsFile(_bundled(_place(name, row, "file")))
-    if row.state == "unpublished":
-        fetch = functools.partial(_published_file, namespace, name, row, cfg)
-    elif row.state == "url":
-        from .url import url_file
-
-        fetch = functools.partial(url_file, name, _place(name, row, "url"), row)
-    else:
-        from .hub import hub_file
-
-        files = (row.hf_hub_filename,) if row.hf_hub_filename else HUB_FILES
-        fetch = functools.partial(hub_file, name, _place(name, row, "hf_hub_id"), files, row.hf_revision, row)
-    path = fetch(force=force)
+    if row.state == "drive" and row.file and os.path.isfile(path := os.path.expanduser(row.file)):
+        return WeightsFile(path)
+    fetch = _fetcher(namespace, name, row, cfg)
+    file = fetch(force=force)
     # Where no hash is known, a file that cannot be read may have been damaged on its way.
     again = functools.partial(_again, name, fetch) if row.state == "url" and row.sha256 is None else None
-    return WeightsFile(path, keep_mapped=True, origin=row.url or row.hf_hub_id or "the Hub", again=again)
+    origin = row.url or row.hf_hub_id or ("Google Drive" if row.state == "drive" else "the Hub")
+    return WeightsFile(file, keep_mapped=True, origin=origin, again=again)
+
+
+def _fetcher(namespace: str, name: str, row: PretrainedCfg, cfg: Any) -> Callable[..., Path]:
+    """What gives the file of a row that does not come with the package; `force=True` downloads a cached one, too."""
+    if row.state == "unpublished" or (row.state == "drive" and namespace):
+        return functools.partial(_published_file, namespace, name, row, cfg)
+    if row.state == "url":
+        from .url import url_file
+
+        return functools.partial(url_file, name, _place(name, row, "url"), row)
+    if row.state == "drive":
+        from .drive import drive_file
+
+        return functools.partial(drive_file, name, row, cfg)
+    from .hub import hub_file
+
+    files = (row.hf_hub_filename,) if row.hf_hub_filename else HUB_FILES
+    return functools.partial(hub_file, name, _place(name, row, "hf_hub_id"), files, row.hf_revision, row)
 
 
 def _again(name: str, fetch: Callable[..., Path], path: Path, error: Exception) -> Path | None:

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -30,8 +31,12 @@ WAITS = (0.5, 1.0, 2.0)  # seconds before each further try
 BEGINNINGS = {".pdparams": (b"\x80",), ".zip": (b"PK\x03\x04",)}
 PAGE = re.compile(rb"\s*<[!?a-z]", re.IGNORECASE)
 
+# How the name of a file begins that says the sha256 of its content, or the hash that git gives it.
+NAMED_BY_HASH = re.compile("([0-9a-f]{64})(?:-|$)|([0-9a-f]{40})$")
+
 _log = logging.getLogger("segzoo")
 _Answer = TypeVar("_Answer")
+_of_call: ContextVar[Path | None] = ContextVar("the cache of this call", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +113,29 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
+@contextlib.contextmanager
+def caching_in(folder: str | Path | None) -> Iterator[None]:
+    """Inside, files of every source are kept and looked for in this folder; None: where the environment says."""
+    try:
+        token = _of_call.set(None if folder in (None, "") else Path(folder).expanduser())
+    except (RuntimeError, TypeError) as error:  # the home of nobody, or no path
+        raise WeightsError(f"cache_dir={folder!r} is no folder ({error}); give a path") from error
+    try:
+        yield
+    finally:
+        _of_call.reset(token)
+
+
+def folder_of_call() -> Path | None:
+    """The folder that `caching_in` has set, None outside."""
+    return _of_call.get()
+
+
 def cache_dir() -> Path:
-    """Where segzoo keeps files from URLs and what it has checked: SEGZOO_CACHE, or under the torch hub's directory."""
+    """Where segzoo keeps files from URLs and Drive folders and what it has checked: the call's, SEGZOO_CACHE, or under
+    the torch hub's directory."""
+    if (of_call := folder_of_call()) is not None:
+        return of_call
     folder = os.environ.get("SEGZOO_CACHE")
     try:
         return Path(folder or Path(torch.hub.get_dir()) / "segzoo").expanduser()
@@ -147,10 +173,10 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
         return "has vanished"
     if wanted.size is not None and state.st_size != wanted.size:
         return f"has {state.st_size} bytes instead of {wanted.size}"
-    # The Hub's cache names a large file by its sha256, and a small one by the hash that git gives it.
-    expected = wanted.sha256 or (real.name if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", real.name) else None)
+    named = NAMED_BY_HASH.match(real.name)  # of the Hub's cache a large file by its sha256, a small one by git's hash
+    expected = wanted.sha256 or (named and (named[1] or named[2]))
     if expected is None:
-        return _strange_beginning(real)
+        return strange_beginning(real)
     known = {"path": str(real), "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": expected}
     memory = cache_dir() / "verified" / f"{digest_of_text(str(real))}.json"
     if _is_remembered(memory, known):
@@ -159,7 +185,7 @@ def problem_of(path: Path, wanted: Wanted) -> str | None:
     digest = _digest(real, hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % state.st_size))
     if digest != expected:
         return f"has {kind} {digest} instead of {expected}"
-    _remember(memory, known)
+    write_note(memory, known)
     return None
 
 
@@ -170,14 +196,15 @@ def _is_remembered(memory: Path, known: dict[str, Any]) -> bool:
         return False  # not checked yet
 
 
-def _remember(memory: Path, known: dict[str, Any]) -> None:
+def write_note(memory: Path, known: dict[str, Any]) -> None:
+    """Remember something that can be found out again, where that can be written."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         scratch = memory.with_name(f"{memory.name}.{os.getpid()}.{threading.get_ident()}")
         scratch.write_text(json.dumps(known))
         scratch.replace(memory)
     except OSError as error:
-        _log.debug("%s cannot be written (%s); the file will be checked again next time", memory, error)
+        _log.debug("%s cannot be written (%s); it will be found out again next time", memory, error)
 
 
 def digest_of_text(text: str) -> str:
@@ -192,7 +219,7 @@ def _digest(path: Path, digest: Any) -> str:
     return digest.hexdigest()
 
 
-def _strange_beginning(path: Path) -> str | None:
+def strange_beginning(path: Path) -> str | None:
     """Of a file that no hash is known of: that it is no weights file at all, None if it may be one."""
     with path.open("rb") as file:
         start = file.read(200)
@@ -252,7 +279,8 @@ def check_room(wanted: Wanted, size: int | None, folder: Path, variable: str) ->
 
 
 def disk_error(wanted: Wanted, error: OSError, folder: Path, variable: str) -> WeightsError:
-    """A disk that is full or refuses writing, in segzoo's words."""
+    """A disk that is full or refuses writing, in segzoo's words; `variable` sets the folder, if not the call itself."""
+    variable = variable if folder_of_call() is None else "cache_dir"
     if error.errno in DISK_FULL:
         return wanted.error(f"the disk of {folder} is full ({error})", f"make room, or set {variable} to a larger disk")
     return wanted.error(f"{folder} cannot be written ({error})", f"set {variable} to a folder that you may write to")

@@ -15,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from ..._errors import WeightsError, first_line
-from .cache import DISK_FULL, Wanted, check_room, disk_error, obtain, offline_error, patiently
+from .cache import DISK_FULL, Wanted, check_room, disk_error, folder_of_call, obtain, offline_error, patiently
 
 if TYPE_CHECKING:
     from ...models.rows import PretrainedCfg
@@ -92,14 +92,14 @@ class HubFile:
     def _fetch(self, force: bool, progress: _Progress) -> Path:
         progress.downloading = False
         file, size = self._locate()
-        check_room(self.wanted, size, Path(constants.HF_HUB_CACHE), "HF_HOME")
+        check_room(self.wanted, size, _cache(), "HF_HOME")
         progress.downloading = True
-        path = huggingface_hub.hf_hub_download(self.repo_id, file, revision=self.revision, force_download=force)
-        return Path(path)
+        options = {"revision": self.revision, "force_download": force, "cache_dir": _cache()}
+        return Path(huggingface_hub.hf_hub_download(self.repo_id, file, **options))
 
     def _probe(self) -> Path | None:
         for file in self.files:
-            path = huggingface_hub.try_to_load_from_cache(self.repo_id, file, revision=self.revision)
+            path = huggingface_hub.try_to_load_from_cache(self.repo_id, file, _cache(), self.revision)
             if isinstance(path, str):
                 return Path(path)
         return None
@@ -116,6 +116,11 @@ class HubFile:
     def _size(self, file: str) -> int | None:
         url = huggingface_hub.hf_hub_url(self.repo_id, file, revision=self.revision)
         return huggingface_hub.get_hf_file_metadata(url).size
+
+
+def _cache() -> Path:
+    """Where the client keeps files, in its own layout."""
+    return folder_of_call() or Path(constants.HF_HUB_CACHE)
 
 
 @dataclasses.dataclass
@@ -229,7 +234,7 @@ def _refusal(wanted: Wanted, repo_id: str, failure: _Failure) -> WeightsError:
     for cause in failure.causes:
         of_disk = isinstance(cause, (PermissionError, NotADirectoryError, FileExistsError))
         if of_disk or (isinstance(cause, OSError) and cause.errno in (*DISK_FULL, errno.EROFS)):
-            return disk_error(wanted, cause, Path(constants.HF_HUB_CACHE), "HF_HOME")
+            return disk_error(wanted, cause, _cache(), "HF_HOME")
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return offline_error(wanted, manually)
     said = getattr(failure.answer, "server_message", None)

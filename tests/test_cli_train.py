@@ -1,0 +1,112 @@
+"""`segzoo train` and `segzoo data scenes` through `segzoo.cli.main`: what they make, say and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segzoo
+from segzoo.cli import main
+from segzoo.cli.train import _duration
+
+SMALL = ["--cpu", "--steps", "2", "--batch-size", "2", "--crop", "32", "32", "--size", "32", "64", "--lr", "1e-3"]
+
+
+@pytest.fixture
+def street(tmp_path, monkeypatch, capsys) -> Path:
+    monkeypatch.chdir(tmp_path)
+    words = ["data", "scenes", "street", "--count", "3", "--val-count", "2", "--size", "32", "64"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "5 pictures with masks in street\n"
+    return tmp_path / "street"
+
+
+def test_from_pictures_to_a_model(street, capsys):
+    words = ["train", "test_segformer", "--data", "street", "-o", "run", *SMALL, "--set", "log_every=1"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "the model of step" in said.out and "mIoU" in said.out
+    assert "test_segformer from scratch, recipe segformer: 2 steps of 2 of 3 images, validated on 2" in said.err
+    assert "step 2/2  loss" in said.err and "0 s left" in said.err
+    assert segzoo.create_model("local-dir:run").pretrained_cfg.label_set == "scenes"
+    recipe = json.loads(Path("run/recipe.json").read_text())
+    assert recipe["name"] == "segformer" and recipe["lr"] == 1e-3 and recipe["size"] == [32, 64]
+    assert recipe["warmup_steps"] == 0  # 1500 of 160,000
+    assert json.loads(Path("run/run.json").read_text())["start"] == "from scratch"
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folder"] == "run" and 0 <= found["mIoU"] <= 100
+    # Its own recipe trains a copy further, without a word about the values; classes are the file's.
+    again = ["train", "local-dir:run", "--data", "street", "-o", "more", "--recipe", "run/recipe.json", "--cpu"]
+    assert main([*again, "--reduction", "n2d", "--during-training", "--limit", "2", "--val-limit", "1"]) == 0
+    assert json.loads(Path("more/run.json").read_text())["start"] == "from local-dir:run"
+    assert json.loads(Path("more/run.json").read_text())["data"]["samples"] == 2
+    assert "Neighbour2d" in repr(segzoo.plans.current_plan(segzoo.create_model("local-dir:more")))
+
+
+def test_lists_and_files(street, capsys):
+    for split in ("train", "val"):
+        names = [path.stem for path in sorted((street / "images" / split).iterdir())]
+        lines = [f"images/{split}/{name}.png masks/{split}/{name}.png" for name in names]
+        (street / f"{split}.txt").write_text("\n".join(lines))
+    words = ["train", "test_segformer", "--data", "street/train.txt", "--val", "street/val.txt", "-o", "run", *SMALL]
+    assert main([*words, "--checkpoint", "nowhere.pth"]) == 2
+    assert main(words) == 0
+    assert json.loads(Path("run/run.json").read_text())["validation"]["samples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--during-training"], "--during-training says when a reduction is in force; add --reduction PLAN"),
+        (["--set", "ema"], "--set ema: write NAME=VALUE"),
+        (["--set", "ema_deca=0.9"], "a training recipe has no 'ema_deca'; did you mean ema_decay?"),
+        (["--set", "loss=dice"], "loss of a training recipe must be one of ce, ohem, atm, not 'dice'"),
+        (["--recipe", "segformr"], "no recipe is called 'segformr'; recipes: edaformer"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--split", "test"], "has no split 'test'"),
+        (["--pretrained"], "test_segformer"),
+        (["--workers", "-1"], "--workers must not be negative"),
+    ],
+)
+def test_refusals(words, sentence, street, capsys):
+    assert main(["train", "test_segformer", "--data", "street", "-o", "run", *SMALL, *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_classes_that_nobody_named(street, capsys):
+    (street / "dataset.json").unlink()
+    words = ["train", "test_segformer", "--data", "street", "-o", "run", *SMALL]
+    assert main(words) == 2
+    assert "does not say how many classes there are: add --num-classes" in capsys.readouterr().err
+    for path in (street / "masks/train").iterdir():
+        Image.fromarray(np.full((32, 64), 40, np.uint8)).save(path)
+    assert main([*words, "--num-classes", "20"]) == 2
+    assert "has labels [40], which are none of the 20 classes" in capsys.readouterr().err
+
+
+def test_names_without_a_recipe(street, capsys):
+    assert main(["train", "test_swin", "--data", "street", "-o", "run", *SMALL]) == 2
+    assert "no CLASS/*.JPEG" in capsys.readouterr().err
+    (street / "train/a").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(street / "train/a/0.png")
+    assert main(["train", "test_swin", "--data", "street", "-o", "run", *SMALL]) == 2
+    assert "test_swin has no recipe of its own; name one: --recipe edaformer or eft" in capsys.readouterr().err
+
+
+def test_drawing_takes_no_place(street, capsys):
+    assert main(["data", "scenes", "street"]) == 2
+    assert "street exists and is not empty; choose another place" in capsys.readouterr().err
+    assert main(["data", "scenes", "other", "--count", "1", "--val-count", "1", "--size", "8", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": "other", "images": 2}
+    with Image.open("other/images/val/00000.png") as image:
+        assert image.size == (16, 8)
+
+
+def test_remaining_time_in_words():
+    assert [_duration(seconds) for seconds in (3, 89, 200, 3 * 3600)] == ["3 s", "89 s", "3 min", "3.0 h"]
