@@ -39,6 +39,7 @@ _HOMES = {
     "load_engine": "engines",
     "fold": "folding",
     "fit_reduction": "tuning",
+    "explain": "explaining",
     "push_to_hub": "sharing",
     "save_pretrained": "sharing",
     "predict": "prediction",

@@ -25,6 +25,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("tuning",),
     ("training",),
     ("data",),
+    ("explaining",),
     ("prediction",),
     ("results",),
     ("engines",),

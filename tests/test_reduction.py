@@ -302,3 +302,42 @@ def test_reduction_in_training_gives_gradients():
     model.set_inference_reduction({"encoder": Bipartite(0.6, 2), "encoder.q": Bipartite(0.6, 2)}, during_training=True)
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(Pool(1), Pool(2), Window(3), Neighbour2d(2), Neighbour1d(3)),
+        *(Bipartite(0.5, 2), LocalGlobal(2, 0.5, 0.3), EnergyProtected(0.4), GridMerge(1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("trained", [1, 2])
+def test_the_assignment_names_the_token_that_each_position_went_into(entry, trained):
+    """A token of keys and values is the mean of what is assigned to it; with windows first, the mean of its windows."""
+    leaf = KeyValueReduction(part="encoder", level=0, trained=trained).eval()
+    leaf.entry = entry
+    x = torch.randn(2, 7, 10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens, assigned = leaf(x), leaf.assignment(x)
+    assert assigned.shape == (2, 7, 10)
+    for b in range(2):
+        for m in range(tokens.shape[1]):
+            members = x[b][assigned[b] == m]
+            if isinstance(entry, LocalGlobal | EnergyProtected):  # weighted, or means of means
+                assert len(members)
+            else:
+                torch.testing.assert_close(members.mean(0), tokens[b, m])
+
+
+def test_overlapping_windows_are_assigned_by_their_centres():
+    leaf = KeyValueReduction(part="encoder", level=0).eval()
+    leaf.entry = OverlapPool(3)
+    x = torch.zeros(1, 1, 8, 1)
+    assert leaf(x).shape[1] == 3  # centres at 0, 3 and 6
+    assert leaf.assignment(x).tolist() == [[[0, 0, 1, 1, 1, 2, 2, 2]]]
+
+
+def test_queries_are_assigned_in_cells():
+    leaf = QueryReduction(part="encoder", level=0).eval()
+    leaf.entry = Pool(2)
+    assert leaf.assignment(torch.zeros(1, 3, 4, 1)).tolist() == [[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]]]

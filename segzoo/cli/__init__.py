@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import certify, convert, data, demo, eval, export, info, list, predict, publish, train, tune
+from . import certify, convert, data, demo, eval, explain, export, info, list, predict, publish, train, tune
 from .output import say_error
 
 VERBS = {
@@ -24,6 +24,7 @@ VERBS = {
     "data": data,
     "train": train,
     "tune": tune,
+    "explain": explain,
     "export": export,
     "certify": certify,
     "convert": convert,

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -325,6 +326,20 @@ class KeyValueReduction(Reduction):
         merge, _ = _match(entry, tokens_BNC, x_BHWC.shape[1:3])
         return merge(tokens_BNC)
 
+    def assignment(self, x_BHWC: Tensor) -> Tensor:
+        """Which of the M tokens each position of the map goes into: (B, H, W) int64, -1 for what a pool leaves out.
+
+        Of overlapping windows the one whose centre is nearest.
+        """
+        entry, grid = self.in_force, tuple(x_BHWC.shape[1:3])
+        if isinstance(entry, Pool | OverlapPool | Window):
+            side = entry.side if isinstance(entry, Window) else self.trained * entry.factor
+            cell_HW = _cells(grid, side, overlap=isinstance(entry, OverlapPool), device=x_BHWC.device)
+            return cell_HW.expand(len(x_BHWC), *grid)
+        cell_HW = _cells(grid, self.trained, overlap=False, device=x_BHWC.device)
+        token_BN = _assigned(entry, _pool(x_BHWC, self.trained, "avg")).flatten(1)
+        return torch.where(cell_HW >= 0, token_BN[:, cell_HW.clamp(min=0)], -1)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", trained={self.trained}" if self.trained > 1 else "")
 
@@ -389,6 +404,14 @@ class QueryReduction(Reduction):
         assert not isinstance(entry, (OverlapPool, Window))  # `check` lets none in
         merge, unmerge = _match(entry, tokens_BNC, grid)
         return merge(tokens_BNC), lambda out_BNC: unmerge(out_BNC).unflatten(1, grid)
+
+    def assignment(self, x_BHWC: Tensor) -> Tensor:
+        """Which of the N' tokens each position of the map goes into: (B, H, W) int64."""
+        entry = self.in_force
+        if isinstance(entry, Pool):
+            entry = Neighbour2d(entry.factor)
+        assert not isinstance(entry, OverlapPool | Window)  # `check` lets none in
+        return _assigned(entry, x_BHWC)
 
 
 class GridReduction(Reduction):
@@ -460,6 +483,33 @@ def _overlap_pool(x_BHWC: Tensor, window: int) -> Tensor:
         return x_BHWC
     pooled = F.avg_pool2d(to_channels_first(x_BHWC), (2 * h - 1, 2 * w - 1), (h, w), (h - 1, w - 1))
     return to_channels_last(pooled)
+
+
+def _cells(grid: Sequence[int], side: int, *, overlap: bool, device: torch.device) -> Tensor:
+    """Number of the pooled cell of each position: (H, W) int64, -1 for the remainder."""
+
+    def cell(length: int) -> tuple[Tensor, int]:
+        window = min(side, length)
+        position = torch.arange(length, device=device)
+        if overlap:  # of ceil(length / window) windows, whose centres stand at multiples of `window`
+            count = (length - 1) // window + 1
+            return ((position + window // 2) // window).clamp(max=count - 1), count
+        count = length // window
+        return torch.where(position < count * window, position // window, -1), count
+
+    (row_H, _), (column_W, columns) = map(cell, grid)
+    is_in_HW = (row_H[:, None] >= 0) & (column_W >= 0)
+    return torch.where(is_in_HW, row_H[:, None] * columns + column_W, -1)
+
+
+def _assigned(entry: Matching, x_BHWC: Tensor) -> Tensor:
+    """Number of the merged token of each position: (B, H, W) int64."""
+    grid = tuple(x_BHWC.shape[1:3])
+    tokens_BNC = x_BHWC.flatten(1, 2)
+    merge, unmerge = _match(entry, tokens_BNC, grid)
+    B, M, _ = merge(tokens_BNC).shape
+    number_BM1 = torch.arange(M, device=x_BHWC.device, dtype=torch.float64).expand(B, M)[..., None]
+    return unmerge(number_BM1)[..., 0].round().long().unflatten(1, grid)
 
 
 def _match(entry: Matching, tokens_BNC: Tensor, grid: Sequence[int]) -> tuple[merging.TokenMap, merging.TokenMap]:
