@@ -140,3 +140,8 @@ def test_the_late_part():
 def test_a_shorter_training_warms_up_shorter():
     recipe = load_recipe("edaformer").lasting(320)
     assert (recipe.steps, recipe.warmup_steps) == (320, 3)
+
+
+def test_a_late_part_that_never_comes_says_nothing_of_the_size():
+    never = Recipe(steps=2, late_from=0.9, size=(32, 32), late_size=(64, 64), late_batch_size=3)
+    assert never.late_step() == 2 and never.at(2).size == (32, 32) and never.at(2).batch_size == never.batch_size

@@ -160,7 +160,7 @@ class Recipe:
 
     def at(self, step: int) -> Stage:
         """What is shown at a step of the optimizer, counted from 0."""
-        if step < self.late_step():
+        if step < self.late_step() or self.late_step() >= self.steps:  # or never
             return Stage(self.crop, self.size, self.batch_size)
         return Stage(self.late_crop or self.crop, self.late_size or self.size, self.late_batch_size or self.batch_size)
 
