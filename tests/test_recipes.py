@@ -68,6 +68,9 @@ def test_refusals(tmp_path):
     own.write_text("[1]")
     with pytest.raises(SegzooError, match="must hold an object"):
         load_recipe(own)
+    own.write_text('{"data": {"cityscapes": 5}}')
+    with pytest.raises(SegzooError, match="data must hold an object a label set"):
+        load_recipe(own, label_set="cityscapes")
     with pytest.raises(SegzooError, match="is no recipe in JSON"):
         load_recipe(tmp_path / "none.json")
 
