@@ -508,7 +508,7 @@ def _accelerator(recipe: Recipe, cpu: bool) -> Any:
         raise SegzooError("training needs accelerate: pip install 'segzoo[train]'") from None
     cpu = cpu or not _has_gpu()
     if cpu and recipe.precision == "fp16":
-        raise SegzooError("fp16 is for GPUs; a processor takes --precision bf16 or none")
+        raise SegzooError("fp16 is for GPUs; a processor takes --precision bf16 or no")
     try:
         return Accelerator(mixed_precision=recipe.precision, cpu=cpu)
     except ValueError as error:  # it keeps one setting a process
