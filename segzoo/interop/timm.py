@@ -214,6 +214,8 @@ def _timm_cfg(row: WeightsRow) -> dict[str, Any]:
         cfg.update(hf_hub_id=f"{row.hf_hub_id}{revision}", hf_hub_filename=row.hf_hub_filename)
     if row.state == "url":
         cfg.update(url=row.url)
+    if row.state == "drive":  # what timm shows; segzoo is who finds the file there
+        cfg.update(url=f"https://drive.google.com/drive/folders/{row.drive_folder}")
     return cfg
 
 
