@@ -149,6 +149,10 @@ def test_drawing_takes_no_place(street, capsys):
     assert DRAWN_NAMES == tuple(DRAWN)
     assert main(["data", "scenes", "street"]) == 2
     assert "street exists and is not empty; choose another place" in capsys.readouterr().err
+    assert main(["data", "scenes", "other", "--no-reduce-zero-label"]) == 2
+    assert "--reduce-zero-label is not of `segzoo data scenes`; leave it out" in capsys.readouterr().err
+    assert main(["data", "check", "street", "--count", "2"]) == 2
+    assert "--count is not of `segzoo data check`; leave it out" in capsys.readouterr().err
     assert main(["data", "scenes", "other", "--count", "1", "--val-count", "1", "--size", "8", "16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": "other", "images": 2}
     with Image.open("other/images/val/00000.png") as image:
