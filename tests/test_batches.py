@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from segzoo._errors import SegzooError
+from segzoo.data.classification import ClassificationData
 from segzoo.data.segmentation import Sample, SegmentationData
 from segzoo.labels import generic_labels
-from segzoo.training.batches import Parts, Share, check_data, class_frequencies, drawn_from, loader
+from segzoo.training.batches import Parts, Share, check_data, check_same_classes, class_frequencies, drawn_from, loader
 from segzoo.training.recipes import Recipe
 
 RECIPE = Recipe(steps=5, batch_size=4, crop=(8, 8), size=None, seed=3, scale=(1.0, 1.0), max_class_share=1.0)
@@ -105,6 +106,28 @@ def test_labels_that_are_no_class_are_found_early():
     with pytest.raises(SegzooError, match="the model has 4 classes, but numbered has 5"):
         check_data(DATA, 4)
     check_data(DATA, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_refusal_is_the_same_sentence_from_another_process(workers):
+    refused = Parts(DATA, RECIPE, share=Share(), num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(
+        SegzooError, match=r"^number [234]: labels \[[234]\] are none of the 2 classes .* with the masks$"
+    ):
+        list(loader(refused, workers=workers, pin=False))
+
+
+def test_the_same_number_is_the_same_class():
+    def named(*names):
+        return dataclasses.replace(DATA, labels=dataclasses.replace(generic_labels(2), name="own", classes=names))
+
+    check_same_classes(named("a", "b"), named("a", "b"))
+    check_same_classes(named("a", "b"), dataclasses.replace(DATA, labels=generic_labels(2)))
+    with pytest.raises(SegzooError, match="class 0 is 'a' in the training data and 'b' in the validation data"):
+        check_same_classes(named("a", "b"), named("b", "a"))
+    cats, eels = (ClassificationData(split="train", classes=names, items=()) for names in (("cat",), ("cat", "eel")))
+    with pytest.raises(SegzooError, match="the training data have 1 classes and the validation data 2"):
+        check_same_classes(cats, eels)
 
 
 def test_class_frequencies():

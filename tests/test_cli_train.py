@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 import segzoo
 from segzoo.cli import main
 from segzoo.cli.data import DRAWN_NAMES
-from segzoo.cli.train import _duration
+from segzoo.cli.train import _duration, _Report
 from segzoo.data.segmentation import DRAWN
 
 SMALL = ["--cpu", "--steps", "2", "--batch-size", "2", "--crop", "32", "32", "--size", "32", "64", "--lr", "1e-3"]
@@ -77,6 +78,8 @@ def test_lists_and_files(street, capsys):
         (["--split", "test"], "has no split 'test'"),
         (["--pretrained"], "test_segformer"),
         (["--workers", "-1"], "--workers must not be negative"),
+        (["--set", "crop=256"], "--set crop=256 and --crop say the same; leave one of them out"),
+        (["--set", "mixup=0.2"], "mixup has no meaning in a training of masks: add --set mixup=0"),
     ],
 )
 def test_refusals(words, sentence, street, capsys):
@@ -104,10 +107,52 @@ def test_names_without_a_recipe(street, capsys, monkeypatch):
     assert "test_segformer has no recipe of its own; name one: --recipe edaformer or eft" in capsys.readouterr().err
 
 
+def test_which_splits(street, capsys):
+    """No split is trained and measured on by accident; --val brings its own splits."""
+    flat = Path("flat")
+    for kind in ("images", "masks"):
+        shutil.copytree(street / kind / "val", flat / kind)
+        shutil.rmtree(street / kind / "train")
+    shutil.copy(street / "dataset.json", flat)
+    words = ["train", "test_segformer", "--data", "street", "-o", "run", *SMALL]
+    assert main(words) == 2
+    assert "--data street has no split train, but val, all; say which with --split" in capsys.readouterr().err
+    assert main([*words, "--split", "val", "--val", "flat"]) == 0
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["data"]["split"] == "val" and record["validation"]["split"] == "all"
+
+
+def test_classifiers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog")):
+        Path("pets", split, name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (50, 90, 130)).save(Path("pets", split, name, "0.png"))
+    words = ["train", "test_mit", "--data", "pets", "-o", "run", *SMALL]
+    assert main([*words, "--num-classes", "5"]) == 2
+    assert "--num-classes 5: there are 2 class folders" in capsys.readouterr().err
+    assert main([*words, "--set", "loss=ohem"]) == 2
+    assert "loss ohem is of pixels, and this is a classifier: add --set loss=ce" in capsys.readouterr().err
+    assert main([*words, "--set", "dice_weight=1"]) == 2
+    assert "dice_weight has no meaning in a training of a classifier" in capsys.readouterr().err
+    Path("pets/val/dog").rename("pets/val/eel")
+    assert main(words) == 2
+    assert "class 1 is 'dog' in the training data and 'eel' in the validation data" in capsys.readouterr().err
+    assert not Path("run").exists()
+    report = _Report(as_json=False)
+    report.total = 9
+    report.watch({"step": 1, "loss": 1.0, "top-1": 0.5})
+    report.watch({"step": 2, "loss": 1.0})
+    assert capsys.readouterr().err.count(", top-1 50.00,") == 2
+
+
 def test_drawing_takes_no_place(street, capsys):
     assert DRAWN_NAMES == tuple(DRAWN)
     assert main(["data", "scenes", "street"]) == 2
     assert "street exists and is not empty; choose another place" in capsys.readouterr().err
+    assert main(["data", "scenes", "other", "--no-reduce-zero-label"]) == 2
+    assert "--reduce-zero-label is not of `segzoo data scenes`; leave it out" in capsys.readouterr().err
+    assert main(["data", "check", "street", "--count", "2"]) == 2
+    assert "--count is not of `segzoo data check`; leave it out" in capsys.readouterr().err
     assert main(["data", "scenes", "other", "--count", "1", "--val-count", "1", "--size", "8", "16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": "other", "images": 2}
     with Image.open("other/images/val/00000.png") as image:

@@ -229,6 +229,16 @@ def test_a_recorded_hash_decides(drive):
         create(pretrained_cfg_overlay={"sha256": "0" * 64})
 
 
+def test_a_wrong_hash_does_not_cost_the_file_that_was_taken(drive, cache):
+    drive.add("tiny.pth", body_of(tiny()))
+    create()
+    before = kept(cache)
+    with pytest.raises(segzoo.SegzooError, match="tiny.pth: has sha256 .* instead of 0000"):
+        create(pretrained_cfg_overlay={"sha256": "0" * 64})
+    assert kept(cache) == before
+    assert digest(create()) == digest(tiny()) and drive.downloads() == ["tiny.pth"]
+
+
 @pytest.mark.parametrize("place", ["{}", "https://drive.google.com/drive/u/0/folders/{}"])
 def test_another_folder(drive, monkeypatch, place):
     mine = "my_own_folder_of_weights_1234"

@@ -68,6 +68,9 @@ def test_refusals(tmp_path):
     own.write_text("[1]")
     with pytest.raises(SegzooError, match="must hold an object"):
         load_recipe(own)
+    own.write_text('{"data": {"cityscapes": 5}}')
+    with pytest.raises(SegzooError, match="data must hold an object a label set"):
+        load_recipe(own, label_set="cityscapes")
     with pytest.raises(SegzooError, match="is no recipe in JSON"):
         load_recipe(tmp_path / "none.json")
 
@@ -140,3 +143,8 @@ def test_the_late_part():
 def test_a_shorter_training_warms_up_shorter():
     recipe = load_recipe("edaformer").lasting(320)
     assert (recipe.steps, recipe.warmup_steps) == (320, 3)
+
+
+def test_a_late_part_that_never_comes_says_nothing_of_the_size():
+    never = Recipe(steps=2, late_from=0.9, size=(32, 32), late_size=(64, 64), late_batch_size=3)
+    assert never.late_step() == 2 and never.at(2).size == (32, 32) and never.at(2).batch_size == never.batch_size

@@ -391,3 +391,18 @@ def test_refuses_other_data_and_folders(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(SegzooError, match=r"training needs accelerate: pip install 'segzoo\[train\]'"):
         train(made(), data, recipe=recipe, folder=tmp_path / "new", cpu=True)
+
+
+def test_a_folder_of_a_training_killed_at_its_first_file(data, tmp_path):
+    folder, recipe = tmp_path / "run", dataclasses.replace(TINY, steps=2)
+    folder.mkdir()
+    (folder / ".0123.partial").write_text("half")
+    train(made(), data, recipe=recipe, folder=folder, cpu=True)
+    assert not list(folder.glob(".*"))
+    (folder / "recipe.json").unlink()
+    train(made(), data, recipe=recipe, folder=folder, cpu=True)
+    assert json.loads((folder / "recipe.json").read_text())["steps"] == 2
+    with pytest.raises(SegzooError, match="run holds the training of a model of other options"):
+        train(made(decoder_dim=16), data, recipe=recipe, folder=folder, cpu=True)
+    with pytest.raises(SaveError, match="the run's record cannot be written .*; make room, or choose another place"):
+        train(made(), data, recipe=recipe, folder=folder / "recipe.json" / "run", cpu=True)

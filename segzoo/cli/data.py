@@ -32,16 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="chart of the share of every class")
     drawn = parser.add_argument_group("of drawn pictures")
-    drawn.add_argument("--count", type=positive, default=100, metavar="N", help="for training (default: %(default)s)")
-    drawn.add_argument(
-        "--val-count", type=positive, default=20, metavar="N", help="for validation (default: %(default)s)"
-    )
-    drawn.add_argument("--size", type=positive, nargs=2, default=(256, 512), metavar=("H", "W"), help="in pixels")
+    drawn.add_argument("--count", type=positive, metavar="N", help="for training (default: 100)")
+    drawn.add_argument("--val-count", type=positive, metavar="N", help="for validation (default: 20)")
+    drawn.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="in pixels (default: 256 512)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action != "check":
+        _refuse(args, "--split", "--num-classes", "--reduce-zero-label", "--output")
         return _draw(args)
+    _refuse(args, "--count", "--val-count", "--size")
     from ..data.checking import check_data
     from ..data.segmentation import FileData, open_data
     from ..visualize import bar_chart
@@ -60,15 +60,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.ok else 2
 
 
+def _refuse(args: argparse.Namespace, *options: str) -> None:
+    for option in options:
+        if getattr(args, option[2:].replace("-", "_")) is not None:
+            raise SegzooError(f"{option} is not of `segzoo data {args.action}`; leave it out")
+
+
 def _draw(args: argparse.Namespace) -> int:
     from ..data.drawing import write_drawn
 
-    counts = {"train": args.count, "val": args.val_count}
+    counts = {"train": args.count or 100, "val": args.val_count or 20}
     total = write_drawn(
         args.action,
         Path(args.data),
         counts=counts,
-        size=tuple(args.size),
+        size=tuple(args.size or (256, 512)),
         progress=lambda samples: progress(samples, as_json=args.json),
     )
     if args.json:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,10 @@ def _recipe(args: argparse.Namespace, data: Any) -> Recipe:
         key, equals, value = text.partition("=")
         if not equals:
             raise SegzooError(f"--set {text}: write NAME=VALUE, such as --set ema_decay=0.999")
-        values[key.strip().replace("-", "_")] = _value(value.strip())
+        key = key.strip().replace("-", "_")
+        if getattr(args, key, None) is not None and key in SHORT_CUTS:
+            raise SegzooError(f"--set {text} and --{key.replace('_', '-')} say the same; leave one of them out")
+        values[key] = _value(value.strip())
     values |= {name: getattr(args, name) for name in SHORT_CUTS if getattr(args, name) is not None}
     if args.steps is not None:
         recipe = recipe.lasting(args.steps)
@@ -144,26 +148,50 @@ def _value(text: str) -> Any:
 
 def _open(args: argparse.Namespace) -> tuple[Any, Any]:
     """Training and validation data, of the kind that the model takes; None for no validation."""
-    from ..data.classification import open_classification
-    from ..data.segmentation import open_data
     from ..models.base import Encoder
     from ..zoo.recipe import blueprint
 
-    if isinstance(blueprint(args.model), Encoder):
-        root = Path(args.data)
-        split = args.split or ("train" if (root / "train").is_dir() else None)
-        has_val = args.val or args.val_split or (root / "val").is_dir() and split != "val"
-        data = open_classification(root, split=split)
-        held_out = open_classification(args.val or root, split=args.val_split) if has_val else None
-    else:
-        splits = _splits(args.data)
-        split = args.split or next((name for name in ("train", "all") if name in splits), None)
-        val_split = args.val_split or ("val" if "val" in splits and split != "val" else None)
-        data = open_data(args.data, split=split, num_classes=args.num_classes)
-        held_out = None
-        if args.val or val_split:
-            held_out = open_data(args.val or args.data, split=val_split, num_classes=args.num_classes)
+    data, held_out = (_open_classes if isinstance(blueprint(args.model), Encoder) else _open_masks)(args)
     return data.first(args.limit), held_out.first(args.val_limit) if held_out is not None else None
+
+
+def _open_classes(args: argparse.Namespace) -> tuple[Any, Any]:
+    from ..data.classification import open_classification
+
+    root = Path(args.data)
+    has = [name for name in ("train", "val") if (root / name).is_dir()]
+    split, val_split = _chosen_splits(args, has)
+    data = open_classification(root, split=split)
+    if args.num_classes not in (None, len(data.classes)):
+        raise SegzooError(
+            f"--num-classes {args.num_classes}: there are {len(data.classes)} class folders; leave it out"
+        )
+    held_out = open_classification(args.val or root, split=val_split) if args.val or val_split else None
+    return data, held_out
+
+
+def _open_masks(args: argparse.Namespace) -> tuple[Any, Any]:
+    from ..data.segmentation import open_data
+
+    split, val_split = _chosen_splits(args, _splits(args.data))
+    data = open_data(args.data, split=split, num_classes=args.num_classes)
+    held_out = None
+    if args.val or val_split:
+        held_out = open_data(args.val or args.data, split=val_split, num_classes=args.num_classes)
+    return data, held_out
+
+
+def _chosen_splits(args: argparse.Namespace, has: Sequence[str]) -> tuple[str | None, str | None]:
+    """Of training and validation; None: what is there, or for validation none, if --val names no place.
+
+    Raises:
+        SegzooError: there are splits, but none that is surely for training.
+    """
+    split = args.split or ("train" if "train" in has else "all" if has == ["all"] else None)  # all has val in it
+    if split is None and has:
+        raise SegzooError(f"--data {args.data} has no split train, but {', '.join(has)}; say which with --split")
+    beside = "val" if "val" in has and split not in ("val", "all") and args.val is None else None
+    return split, args.val_split or beside
 
 
 def _splits(where: str) -> list[str]:
@@ -225,7 +253,7 @@ class _Report:
         self.bar: Any = None
         self.begin = self.first = 0.0
         self.total = 0
-        self.best: float | None = None
+        self.latest = ""  # figure of an evaluation
         self.is_main = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun or accelerate
 
     def say(self, text: str) -> None:
@@ -240,10 +268,10 @@ class _Report:
         return self.bar
 
     def watch(self, row: Mapping[str, Any]) -> None:
-        figure = next((row[name] for name in ("mIoU", "top-1") if name in row), None)
-        self.best = self.best if figure is None else figure
-        name = "mIoU" if "top-1" not in row else "top-1"
-        text = f"loss {row['loss']:.4f}" + (f", {name} {100 * self.best:.2f}" if self.best is not None else "")
+        for name in ("mIoU", "top-1"):
+            if name in row:
+                self.latest = f", {name} {100 * row[name]:.2f}"
+        text = f"loss {row['loss']:.4f}{self.latest}"
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text)
         else:
@@ -258,7 +286,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print(trained: Trained, args: argparse.Namespace) -> None:
-    figures = {name: round(100 * value, 2) for name, value in trained.metrics.items()}
+    figures = {name: None if math.isnan(value) else round(100 * value, 2) for name, value in trained.metrics.items()}
     if args.json:
         print_json({"folder": str(trained.folder), "step": trained.step, **figures})
         return

@@ -23,6 +23,7 @@ from .._errors import SegzooError
 from ..data.classification import ClassificationData
 from ..data.segmentation import SceneData, SegmentationData, out_of_range
 from ..data.transforms import classification_transform, mixup, segmentation_transform, to_tv
+from ..labels import generic_labels
 from ..preprocess import load_image
 from .recipes import Recipe, Stage
 
@@ -167,10 +168,34 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng(random_seed(seed, "order", epoch)).permutation(count)
 
 
-def loader(parts: Parts, *, workers: int, pin: bool) -> DataLoader[Batch]:
-    """The parts in order, prepared by so many processes beside this one (0: by this one)."""
+def loader(parts: Parts, *, workers: int, pin: bool) -> Iterator[Batch]:
+    """The parts in order, prepared by so many processes beside this one (0: by this one).
+
+    Raises:
+        SegzooError: a sample that is refused, in the words of who refused it.
+    """
     generator = torch.Generator()  # else it would draw from the random numbers that the model draws from
-    return DataLoader(parts, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator)
+    told = _Told(parts)
+    for batch in DataLoader(told, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator):
+        if isinstance(batch, SegzooError):
+            raise batch
+        yield batch
+
+
+class _Told(Dataset[Batch | SegzooError]):
+    """Parts, or why one cannot be had: of an error raised in another process torch makes a traceback."""
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Batch | SegzooError:
+        try:
+            return self.parts[index]
+        except SegzooError as error:
+            return error
 
 
 def check_labels(labels_HW: np.ndarray, name: str, num_classes: int, ignore_index: int) -> None:
@@ -201,6 +226,28 @@ def check_data(data: Data, num_classes: int, *, most: int = 64) -> None:
     for index in range(0, len(data), max(1, len(data) // most)):
         sample = data[index]
         check_labels(sample.labels, sample.name, num_classes, data.ignore_index)
+
+
+def check_same_classes(data: Data, validation: Data) -> None:
+    """Raises SegzooError where a number means one class in the data and another in the validation data."""
+    trained, measured = _class_names(data), _class_names(validation)
+    if trained is None or measured is None or trained == measured:
+        return
+    if len(trained) == len(measured):
+        k = next(i for i in range(len(trained)) if trained[i] != measured[i])
+        what = f"class {k} is {trained[k]!r} in the training data and {measured[k]!r} in the validation data"
+    else:
+        what = f"the training data have {len(trained)} classes and the validation data {len(measured)}"
+    raise SegzooError(f"{what}; both need the same classes in the same order")
+
+
+def _class_names(data: Data) -> tuple[str, ...] | None:
+    """None where the data have numbers alone."""
+    if isinstance(data, ClassificationData):
+        return data.classes
+    if data.labels is None or data.labels.name == generic_labels(len(data.labels)).name:
+        return None
+    return data.labels.classes
 
 
 def class_frequencies(data: SegmentationData, num_classes: int, *, most: int = 200) -> np.ndarray:

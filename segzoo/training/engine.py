@@ -34,7 +34,7 @@ from ..data.segmentation import SegmentationData
 from ..models.base import Encoder, Model
 from ..models.rows import PretrainedCfg
 from ..plans import inference_reduction
-from .batches import Batch, Data, Parts, Share, check_data, class_frequencies, loader
+from .batches import Batch, Data, Parts, Share, check_data, check_same_classes, class_frequencies, loader
 from .evaluation import evaluate
 from .losses import ATMLoss
 from .pixel_losses import PixelLoss
@@ -78,6 +78,7 @@ def train(
 
     Args:
         model: of `create_model`, for the classes of the data; it is changed, and without its tag's name afterwards.
+        recipe: its `drop_path_rate` is an option to build the model with, and changes nothing here.
         validation: of the same classes; the weights that are best on it are exported. None: the last ones are.
         reduction: a plan for the evaluations, or with `during_training` for the training and the exported model, too.
         start: what the weights are at the beginning, for the record and the card.
@@ -89,8 +90,9 @@ def train(
         watch: called with each row of the log.
 
     Raises:
-        SegzooError: data of other classes, labels that are no class, a batch that cannot be shared out, a loss that is
-            no number any more, a folder that holds something else, or a library that is missing.
+        SegzooError: data of other classes, values of the recipe that would be left out, labels that are no class, a
+            batch that cannot be shared out, a loss that is no number any more, a folder that holds something else, or a
+            library that is missing.
         SaveError: no room; what was saved before is whole.
         ImageError: an image that cannot be read.
     """
@@ -98,6 +100,8 @@ def train(
     for part in (data, validation):
         if part is not None:
             check_data(part, model.num_classes)
+    if validation is not None:
+        check_same_classes(data, validation)
     accelerator = _accelerator(recipe, cpu)
     share = Share(accelerator.process_index, accelerator.num_processes, recipe.accumulation)
     share.check(recipe)
@@ -210,7 +214,7 @@ class _Run:
             std=row.std,
             first_step=self.step,
         )
-        batches = iter(loader(parts, workers=workers, pin=self.accelerator.device.type == "cuda"))
+        batches = loader(parts, workers=workers, pin=self.accelerator.device.type == "cuda")
         self._train_mode()
         start, before = time.perf_counter(), self.seconds
         for step in progress(range(self.step, self.recipe.steps)):
@@ -341,10 +345,17 @@ class _Run:
 
     def _load_weights(self, saved: Mapping[str, Any] | None) -> None:
         """Before the model is wrapped."""
-        if saved is not None:
+        if saved is None:
+            return
+        try:
             self.model.load_state_dict(saved["model"])
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
+        except RuntimeError as error:
+            raise SegzooError(
+                f"{self.folder.folder} holds the training of a model of other options than this {self.model.name}; "
+                "choose another place with -o, or build the model as it was"
+            ) from error
 
     def _load_rest(self, saved: Mapping[str, Any] | None) -> None:
         """Once everything is on its device."""
@@ -397,6 +408,7 @@ def make_loss(model: Model, data: Data, recipe: Recipe) -> PixelLoss | ATMLoss:
             f"{model.name} is trained with loss {'atm' if product else 'ce or ohem'}, not {recipe.loss}: add --set "
             f"loss={'atm' if product else 'ce'}"
         )
+    _refuse_unused(data, recipe)
     if recipe.loss == "atm":
         return ATMLoss(ignore_index=ignore_index)
     weights = None
@@ -413,6 +425,21 @@ def make_loss(model: Model, data: Data, recipe: Recipe) -> PixelLoss | ATMLoss:
         ohem_threshold=recipe.ohem_threshold,
         ohem_min_kept=recipe.ohem_min_kept,
     )
+
+
+def _refuse_unused(data: Data, recipe: Recipe) -> None:
+    """Raises SegzooError for values that this kind of data or this loss would silently leave out."""
+    if isinstance(data, ClassificationData):
+        kind, unused = "of a classifier", ("dice_weight", "class_balance")
+        if recipe.loss == "ohem":
+            raise SegzooError("loss ohem is of pixels, and this is a classifier: add --set loss=ce")
+    elif recipe.loss == "atm":
+        kind, unused = "with loss atm", ("dice_weight", "class_balance", "label_smoothing", "mixup")
+    else:
+        kind, unused = "of masks", ("mixup",)
+    for name in unused:
+        if getattr(recipe, name):
+            raise SegzooError(f"{name} has no meaning in a training {kind}: add --set {name}=0")
 
 
 @torch.no_grad()
@@ -481,7 +508,7 @@ def _accelerator(recipe: Recipe, cpu: bool) -> Any:
         raise SegzooError("training needs accelerate: pip install 'segzoo[train]'") from None
     cpu = cpu or not _has_gpu()
     if cpu and recipe.precision == "fp16":
-        raise SegzooError("fp16 is for GPUs; a processor takes --precision bf16 or none")
+        raise SegzooError("fp16 is for GPUs; a processor takes --precision bf16 or no")
     try:
         return Accelerator(mixed_precision=recipe.precision, cpu=cpu)
     except ValueError as error:  # it keeps one setting a process

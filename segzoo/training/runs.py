@@ -33,6 +33,7 @@ from ..sharing.card import CARD_NAME, model_card
 from ..zoo.config import CONFIG_NAME, WEIGHTS_NAME, config_to_dict
 from .recipes import Recipe
 
+PARTIALS = ".*.partial"  # of a process that was killed
 RECIPE_NAME, RUN_NAME, LOG_NAME, LAST_NAME = "recipe.json", "run.json", "log.csv", "last.pt"
 MUST_AGREE = ("model", "start", "data", "validation", "reduction", "during_training", "recipe")  # to go on with a run
 
@@ -60,16 +61,18 @@ class RunFolder:
         path = self.folder / RUN_NAME
         if path.is_file():
             self._check_same(_read_json(path), record)
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and not self._is_free():
             raise SegzooError(f"{self.folder} exists and is no folder of a training; choose another place with -o")
-        else:
-            texts = {
-                self.folder / RECIPE_NAME: json.dumps(recipe.to_dict(), indent=1),
-                path: json.dumps(record, indent=1),
-            }
-            self._write({place: _text_writer(text + "\n") for place, text in texts.items()}, "the run's record", 0)
-        for partial in self.folder.glob(".*.partial"):  # of a process that was killed
+        # The run first: with it alone, as where a process is killed between the two, the folder is known again.
+        texts = {path: json.dumps(record, indent=1), self.folder / RECIPE_NAME: json.dumps(recipe.to_dict(), indent=1)}
+        missing = {place: _text_writer(text + "\n") for place, text in texts.items() if not place.is_file()}
+        if missing:
+            self._write(missing, "the run's record", 0)
+        for partial in self.folder.glob(PARTIALS):
             partial.unlink(missing_ok=True)
+
+    def _is_free(self) -> bool:
+        return self.folder.is_dir() and all(place.match(PARTIALS) for place in self.folder.iterdir())
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         for name in MUST_AGREE:
@@ -133,6 +136,10 @@ class RunFolder:
             write_files({path: _surely(write) for path, write in writers.items()}, overwrite=True)
         except SaveError as error:
             reason = first_line(error.__cause__ or error)
+            if not step:
+                raise SaveError(
+                    f"{self.folder}: {what} cannot be written ({reason}); make room, or choose another place with -o"
+                ) from error
             raise SaveError(
                 f"{self.folder}: {what} of step {step} cannot be written ({reason}); what was saved before is whole: "
                 "make room, and give the same command again to go on from there"
@@ -146,7 +153,7 @@ class RunFolder:
         if path.exists():
             with contextlib.suppress(OSError, ValueError, csv.Error), path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
-                    if None in row.values() or not (row["step"] or "").isdigit() or int(row["step"]) > step:
+                    if None in row.values() or not (row.get("step") or "").isdigit() or int(row["step"]) > step:
                         break
                     self.rows.append({name: row.get(name) or "" for name in self.columns})
         text = io.StringIO()

@@ -117,8 +117,8 @@ class Recipe:
             self._require(fits(value, hint), field, f"must be {describe(hint)}")
         for field, choices in CHOICES.items():
             self._require(getattr(self, field) in choices, field, f"must be one of {', '.join(choices)}")
-        self._require_all(POSITIVE, lambda number: 0 < number < 1e12, "must be positive")
-        self._require_all(NOT_NEGATIVE, lambda number: 0 <= number < 1e12, "must not be negative")
+        self._require_all(POSITIVE, lambda number: 0 < number < 1e12, "must be above 0 and below 1e12")
+        self._require_all(NOT_NEGATIVE, lambda number: 0 <= number < 1e12, "must be from 0 to below 1e12")
         self._require_all(SHARES, lambda number: 0 <= number <= 1, "must be from 0 to 1")
         self._require(self.scale[0] <= self.scale[1], "scale", "must be (smallest, largest)")
         self._require(self.max_class_share > 0, "max_class_share", "must be above 0")
@@ -160,7 +160,7 @@ class Recipe:
 
     def at(self, step: int) -> Stage:
         """What is shown at a step of the optimizer, counted from 0."""
-        if step < self.late_step():
+        if step < self.late_step() or self.late_step() >= self.steps:  # or never
             return Stage(self.crop, self.size, self.batch_size)
         return Stage(self.late_crop or self.crop, self.late_size or self.size, self.late_batch_size or self.batch_size)
 
@@ -226,8 +226,11 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SegzooError(f"{path} is no recipe in JSON ({error}); recipes: {', '.join(_names())}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("data", {}), dict):
+    if not isinstance(record, dict):
         raise SegzooError(f'{path} must hold an object, such as {{"steps": 1000, "lr": 1e-4}}')
+    for_data = record.get("data", {})
+    if not isinstance(for_data, dict) or not all(isinstance(values, dict) for values in for_data.values()):
+        raise SegzooError(f'{path}: data must hold an object a label set, such as {{"cityscapes": {{"lr": 1e-4}}}}')
     return record
 
 

@@ -96,7 +96,11 @@ class DriveFile:
     build: Callable[[], Any]  # the model that must load it strictly
 
     def cached(self) -> Path | None:
-        return self._remembered(self.key)
+        """The file that was taken before, unless another one is recorded: that one is no reason to remove it."""
+        path = self._remembered(self.key)
+        if path is not None and self.wanted.sha256 not in (None, path.name.partition("-")[0]):
+            return None
+        return path
 
     def download(self, *, force: bool = False) -> Path:
         if constants.HF_HUB_OFFLINE:
