@@ -74,7 +74,7 @@ def _draw(args: argparse.Namespace) -> int:
         args.action,
         Path(args.data),
         counts=counts,
-        size=tuple(args.size or (256, 512)),
+        size=(args.size[0], args.size[1]) if args.size else (256, 512),
         progress=lambda samples: progress(samples, as_json=args.json),
     )
     if args.json:
