@@ -122,6 +122,22 @@ def test_which_splits(street, capsys):
     assert record["data"]["split"] == "val" and record["validation"]["split"] == "all"
 
 
+def test_an_interrupted_training_says_how_it_goes_on(street, capsys, monkeypatch):
+    recipes = []
+
+    def interrupted(*args, recipe, **kwargs):
+        recipes.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segzoo.training.engine.train", interrupted)
+    words = ["train", "test_segformer", "--data", "street", "-o", "run", "--cpu"]
+    for steps in (["--steps", "16"], ["--set", "steps=16"]):  # the warm-up is a share of them either way
+        assert main([*words, *steps]) == 130
+        assert "stopped; the same command goes on after the last checkpoint" in capsys.readouterr().err
+    assert recipes[0] == recipes[1]
+    assert recipes[0].warmup_steps < recipes[0].steps == 16
+
+
 def test_classifiers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog")):

@@ -83,22 +83,26 @@ def run(args: argparse.Namespace) -> int:
     shown = f"{recipe.steps} steps of {recipe.batch_size} of {len(data)} images"
     held_out = "no validation data" if validation is None else f"validated on {len(validation)}"
     report.say(f"{model.name} {start}, recipe {recipe.name}: {shown}, {held_out}")
-    trained = train(
-        model,
-        data,
-        recipe=recipe,
-        folder=args.output,
-        validation=validation,
-        reduction=args.reduction,
-        during_training=args.during_training,
-        start=start,
-        workers=args.workers,
-        cpu=args.cpu,
-        command=shlex.join(["segzoo", *sys.argv[1:]]),
-        tensorboard=args.tensorboard,
-        progress=report.steps,
-        watch=report.watch,
-    )
+    try:
+        trained = train(
+            model,
+            data,
+            recipe=recipe,
+            folder=args.output,
+            validation=validation,
+            reduction=args.reduction,
+            during_training=args.during_training,
+            start=start,
+            workers=args.workers,
+            cpu=args.cpu,
+            command=shlex.join(["segzoo", *sys.argv[1:]]),
+            tensorboard=args.tensorboard,
+            progress=report.steps,
+            watch=report.watch,
+        )
+    except KeyboardInterrupt:
+        report.say("stopped; the same command goes on after the last checkpoint")
+        raise
     if report.is_main:
         _print(trained, args)
     return 0
@@ -122,8 +126,8 @@ def _recipe(args: argparse.Namespace, data: Any) -> Recipe:
             raise SegzooError(f"--set {text} and --{key.replace('_', '-')} say the same; leave one of them out")
         values[key] = _value(value.strip())
     values |= {name: getattr(args, name) for name in SHORT_CUTS if getattr(args, name) is not None}
-    if args.steps is not None:
-        recipe = recipe.lasting(args.steps)
+    if isinstance(values.get("steps"), int):
+        recipe = recipe.lasting(values["steps"])
     return recipe.with_values(values)
 
 
