@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -39,6 +40,32 @@ def test_the_first_stage_that_is_off():
     assert [row.first_stage for row in certificate.rows] == ["map_0", "map_0"]  # folding rounds the first map, too
     assert [row.miou for row in certificate.rows] == [None, None]
     assert certificate.rows[1].deviation == pytest.approx(certificate.rows[1].to_dict()["off at the head"], rel=0.1)
+
+
+def test_a_fault_in_a_stage_is_named_there(monkeypatch):
+    model, make = tiny("test_segformer"), certification.make_runner
+    assert row_of(model).first_stage is None
+
+    def with_fault(value):
+        def make_faulty(source, *args):
+            faulty = copy.deepcopy(source)
+            bias = next(b for key, b in faulty.encoder.named_parameters() if key == "stages.2.norm.bias")
+            bias.data.fill_(value)
+            return make(faulty, *args)
+
+        monkeypatch.setattr(certification, "make_runner", make_faulty)
+        return row_of(model)
+
+    assert with_fault(50.0).first_stage == "map_2"
+    no_number = with_fault(float("nan"))
+    assert (no_number.first_stage, no_number.deviation) == ("map_2", float("inf"))
+    assert json.loads(json.dumps(no_number.to_dict(), allow_nan=False))["off at the head"] is None
+
+
+def row_of(model):
+    certificate = certify(model, [(PHOTO, None)], engines=["eager"], precisions=["f32"], reductions=[])
+    (row,) = certificate.rows
+    return row
 
 
 def test_what_is_left_out_is_named(monkeypatch):

@@ -135,9 +135,23 @@ def test_an_old_torch_is_refused(monkeypatch):
             segzoo.predict(segzoo.compile(tiny("test_edaformer"), engine=engine), PHOTO)
 
 
+# Entries that merge by likeness, at the queries of a SegFormer's last two stages.
+LIKENESS = [
+    segzoo.Bipartite(0.5, 2),
+    segzoo.LocalGlobal(2, 0.5, 0.2),
+    segzoo.EnergyProtected(0.4),
+    segzoo.GridMerge(1.5),
+]
+
+
+@pytest.mark.parametrize("entry", LIKENESS, ids=lambda entry: type(entry).__name__)
+def test_what_merges_by_likeness_has_no_dynamic_program(entry):
+    for site in ("encoder.2", "encoder.2.q"):
+        with pytest.raises(segzoo.SegzooError, match=rf"{type(entry).__name__}\) at {site},.*n2d.*segzoo\.compile"):
+            dynamic_program(HeadForm(tiny("test_segformer", {site: entry})))
+
+
 def test_what_has_no_dynamic_program():
-    with pytest.raises(segzoo.SegzooError, match=r"encoder\.0.*n2d"):
-        dynamic_program(HeadForm(tiny("test_segformer", "hq")))
     swin = segzoo.create_model("test_segformer", encoder=TEST_SWIN).eval()
     with pytest.raises(segzoo.SegzooError, match=r"windows of Swin.*segzoo\.compile"):
         dynamic_program(HeadForm(swin))
@@ -245,6 +259,24 @@ def test_bipartite_merging_is_recorded_for_every_size(engine):
         with torch.inference_mode():
             expected, found = model(x_BCHW), model.to_size(run(x_BCHW)[0], shape[2:])
         assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.99  # the matching can turn on rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", LIKENESS[1:], ids=lambda entry: type(entry).__name__)
+def test_merging_by_likeness_is_recorded_for_a_size(entry):
+    model = tiny("test_segformer", {"encoder.2.q": entry, "encoder.3": entry})
+    x_BCHW = torch.randn(1, 3, 161, 99, generator=torch.Generator().manual_seed(1))
+    run = segzoo.compile(model, engine="onnxruntime").runner
+    with torch.inference_mode():
+        expected, found = model(x_BCHW), model.to_size(run(x_BCHW)[0], (161, 99))
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.99
+
+
+@pytest.mark.slow
+def test_what_openvino_cannot_convert_is_refused():
+    engine = segzoo.compile(tiny("test_segformer", {"encoder.2.q": segzoo.GridMerge(1.5)}), engine="openvino")
+    with pytest.raises(segzoo.SegzooError, match=r"aten\.scatter_reduce.*GridMerge.*engine='onnxruntime'"):
+        segzoo.predict(engine, PHOTO, resize=(64, 96))
 
 
 @pytest.mark.slow

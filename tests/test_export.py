@@ -15,10 +15,12 @@ from PIL import Image
 from test_engines import PHOTO, REDUCED, SEGMENTERS, assert_scores, tiny
 
 import segzoo
+from segzoo import Neighbour1d
 from segzoo._errors import ImageError
 from segzoo.cli import main
 from segzoo.data import scenes
 from segzoo.engines import bundles
+from segzoo.plans import current_plan
 from segzoo.prediction import score_maker
 from segzoo.preprocess import to_input
 
@@ -185,7 +187,7 @@ def test_names_and_formats(name, options, message, tmp_path):
 
 
 def test_models_that_no_file_can_hold(tmp_path):
-    with pytest.raises(segzoo.SegzooError, match=r"bipartite.*n2d"):
+    with pytest.raises(segzoo.SegzooError, match=r"Bipartite.*n2d"):
         segzoo.export(tiny("test_segformer", "hq"), tmp_path / "a.onnx")
     with pytest.raises(segzoo.SegzooError, match="heatmaps"):
         segzoo.export(tiny("test_segformer_keypoints"), tmp_path / "a.onnx", with_mask=True)
@@ -243,6 +245,24 @@ def test_every_family_and_format(name, reduced, suffix, tmp_path):
     engine = segzoo.load_engine(path, threads=None if suffix == ".pt2" else 1, trust_code=suffix == ".pt2")
     assert_scores(model, engine.runner)
     assert engine.plan == segzoo.predict(model, PHOTO).plan
+
+
+# In .xml the slow tier has n2d already, above.
+NEIGHBOURS = [
+    pytest.param("n2d", ".onnx", id="n2d-onnx"),
+    pytest.param({"encoder.q": Neighbour1d(3)}, ".onnx", id="n1d-onnx"),
+    pytest.param({"encoder.q": Neighbour1d(3)}, ".xml", id="n1d-openvino"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("plan", "suffix"), NEIGHBOURS)
+def test_merging_by_neighbours(plan, suffix, tmp_path):
+    model = tiny("test_segformer", plan)
+    engine = segzoo.load_engine(segzoo.export(model, tmp_path / f"model{suffix}"), threads=1)
+    assert_scores(model, engine.runner)
+    assert engine.plan == current_plan(model)
+    assert not engine.plan.is_neutral
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from segzoo.plans import Plan, current_plan, reduction_sites
 from segzoo.tuning.candidates import entries_by_site, groups_of
 from segzoo.tuning.changes import Forecast, bootstrap_interval
 from segzoo.tuning.macs import Passes, only_what_saves, option_macs
-from segzoo.tuning.resources import LiveBytes
+from segzoo.tuning.record import Resource
+from segzoo.tuning.resources import Latency, LiveBytes
 from segzoo.tuning.search import Price, choose, floor, front, greedy, refined, total
 
 # --- search ---------------------------------------------------------------------------------------------------------
@@ -226,6 +228,95 @@ def test_budgets_that_are_measured(model, images):
             segzoo.fit_reduction(model, image, **budget, **TRIED)
 
 
+class StandInEngines:
+    """In place of `segzoo.compile`, with a clock of their own: a pass takes 10 ms times the share of the MACs."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.compiled, self.passes = [], []  # plan and options of each; plan and size
+        monkeypatch.setattr("segzoo.tuning.fitting.compile", self.compile)
+        monkeypatch.setattr("segzoo.tuning.resources.time", types.SimpleNamespace(perf_counter=lambda: self.now))
+
+    def compile(self, model, **options):
+        plan, share = current_plan(model).to_json(), segzoo.cost(model, SIZE).macs
+        with segzoo.inference_reduction(model, None):
+            share /= segzoo.cost(model, SIZE).macs
+        self.compiled.append((plan, options))
+        return types.SimpleNamespace(head_output=lambda x_BCHW: self.run(plan, share, tuple(x_BCHW.shape[2:])))
+
+    def run(self, plan, share, size):
+        self.passes.append((plan, size))
+        self.now += 0.010 * share
+
+
+ON_ENGINE = {"engine": "openvino", "precision": "bf16", "threads": 1}
+
+
+def test_a_latency_is_that_of_the_engine(model, images, monkeypatch):
+    engines = StandInEngines(monkeypatch)
+    budget = 9.5
+    fit = segzoo.fit_reduction(model, images[:1], latency_ms=budget, **ON_ENGINE, **TRIED)
+    # The front's first plan that the engine runs in time, whatever the model itself would take.
+    assert fit.plan == next(point.plan for point in fit.front if 10 * point.macs <= budget)
+    assert fit.macs < 1
+    assert fit.resource == Resource(
+        "latency_ms", pytest.approx(10), pytest.approx(10 * fit.macs), (SIZE,), "openvino", "bf16", 1
+    )
+    assert "latency_ms on openvino in bf16: " in str(fit)
+    assert fit.to_dict()["resource"]["engine"] == "openvino"
+    assert current_plan(model) == fit.plan
+
+    plans = [plan for plan, _ in engines.compiled]
+    assert len(plans) == len(set(plans)) <= 7
+    assert all(options == ON_ENGINE for _, options in engines.compiled)
+    neutral = plans[0]
+    assert model.set_inference_reduction(None).to_json() == neutral
+    # Rounds alternate: between two passes of a plan there is always one without reduction.
+    for (first, _), (second, _) in zip(engines.passes[::2], engines.passes[1::2], strict=True):
+        assert first == neutral != second
+
+
+def test_an_engine_compiles_for_the_most_frequent_sizes(monkeypatch):
+    engines = StandInEngines(monkeypatch)
+    model = segzoo.create_model("test_rtformer")
+    sides = [32, 64, 64, 48, 48]
+    images = [np.zeros((side, side, 3), np.uint8) for side in sides]
+    monkeypatch.setattr("segzoo.tuning.fitting.model_size", lambda size, *args: size)
+    monkeypatch.setattr("segzoo.tuning.fitting.ENGINE_SIZES", 2)
+    arguments = {"latency_ms": 100.0, "entries": [2], "progress": False}
+    fit = segzoo.fit_reduction(model, images, **ON_ENGINE, **arguments)
+    assert fit.resource.sizes == ((64, 64), (48, 48))
+    assert {size for _, size in engines.passes} == set(fit.resource.sizes)
+    assert len(fit.sizes) == 3
+
+
+def test_what_else_the_machine_does_meets_both(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("segzoo.tuning.resources.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    slowness = itertools.chain([1] * 18, itertools.repeat(3))  # after the first plan the machine is busy
+
+    def maker_of(plan):
+        seconds = 0.002 if plan.is_neutral else 0.001
+        return types.SimpleNamespace(head_output=lambda _: now.__setitem__(0, now[0] + seconds * next(slowness)))
+
+    latency = Latency(maker_of, [(torch.zeros(1, 3, 4, 4), 1)])
+    first, second = Plan({"a": Pool(2)}), Plan({"a": Pool(3)})
+    assert latency(first) == pytest.approx((2, 1))
+    assert latency(second) == pytest.approx((6, 3))  # the busy machine is seen in both
+    assert latency(first) == pytest.approx((2, 1))  # measured once
+    assert latency(Plan()) == pytest.approx((6, 6))
+
+
+@pytest.mark.slow
+def test_a_latency_on_openvino(images):
+    pytest.importorskip("openvino")
+    model = segzoo.create_model("test_rtformer")
+    fit = segzoo.fit_reduction(model, images[:1], latency_ms=1e6, engine="openvino", threads=1, **TRIED)
+    assert fit.measured_change == 0
+    assert (fit.resource.engine, fit.resource.precision, fit.resource.threads) == ("openvino", "f32", 1)
+    assert fit.resource.chosen > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -236,6 +327,11 @@ def test_budgets_that_are_measured(model, images):
         ({"max_change": -0.1}, "max_change is a share"),
         ({"latency_ms": "fast"}, "latency_ms must be a positive number"),
         ({"macs": 0.01}, r"macs=0.01 cannot be reached: .* leaves 0\.\d+ of the multiply-accumulates"),
+        ({"macs": 0.95, "engine": "eager"}, "engine='eager' is what latency_ms= is measured on, not macs="),
+        ({"latency_ms": 9, "precision": "bf16"}, "add engine="),
+        ({"latency_ms": 9, "engine": "onnxruntime", "precision": "bf16"}, "onnxruntime computes no bfloat16"),
+        ({"latency_ms": 9, "engine": "tensorrt"}, "engine must be one of eager"),
+        ({"latency_ms": 1e-6, "engine": "eager"}, r"latency_ms=1e-06 cannot be reached: the strongest plan"),
         ({"macs": 0.95, "queries": [Window(3)]}, "no site of this model takes Window"),
         ({"macs": 0.95, "images": []}, "at least one image"),
         ({"macs": 0.95, "images": ["missing.png"]}, "missing.png"),
@@ -283,6 +379,31 @@ def test_tune_writes_plan_table_and_figure(tmp_path, model, images, capsys):
     assert "predicted" in printed and "optimal" in printed
     assert main(command) == 2  # before any work: nothing is written over unasked
     assert "reduction.json exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--macs", "0.9", "--engine", "openvino"], "--engine openvino is what --latency-ms is measured on"),
+        (["--latency-ms", "9", "--threads", "1"], "add --engine openvino"),
+        (["--latency-ms", "9", "--engine", "eager", "--device", "cuda"], "leave out --device cuda"),
+    ],
+)
+def test_tune_refuses_before_any_work(options, message, capsys):
+    assert main(["tune", "test_edaformer", "image.png", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_tune_on_an_engine(tmp_path, model, images, capsys):
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    command = [
+        *("tune", "test_edaformer", str(tmp_path / "image.png"), "--resize", "64", "96", "--json"),
+        *("--checkpoint", str(tmp_path / "weights.safetensors"), "--num-classes", "13"),
+    ]
+    assert main([*command, "--latency-ms", "1e6", "--engine", "eager", "--precision", "bf16"]) == 0
+    resource = json.loads(capsys.readouterr().out)["resource"]
+    assert (resource["engine"], resource["precision"], resource["sizes"]) == ("eager", "bf16", [[64, 96]])
 
 
 def test_a_missing_matplotlib_is_said(monkeypatch, tmp_path, model, images):

@@ -38,6 +38,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """What a model is run by; `loading.score_maker_of` reads it."""
+    add_compiled(parser)
+    parser.add_argument("--engine-file", metavar="FILE", help="file of `segzoo export`, in place of a model")
+    parser.add_argument("--trust-code", action="store_true", help="run a .pt2 file, which holds code")
+
+
+def add_compiled(parser: argparse.ArgumentParser) -> None:
+    """The engine that is made of a model; `loading.model_for_engine` checks it."""
     parser.add_argument(
         "--engine", metavar="NAME", help="openvino, onnxruntime, inductor or eager (default: the model)"
     )
@@ -45,8 +52,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: all cores)"
     )
-    parser.add_argument("--engine-file", metavar="FILE", help="file of `segzoo export`, in place of a model")
-    parser.add_argument("--trust-code", action="store_true", help="run a .pt2 file, which holds code")
 
 
 def refuse_beside(option: str, args: argparse.Namespace, names: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from .._errors import SegzooError
 from ..folding import fold
-from ..layers.reduction import Bipartite
+from ..layers.reduction import Bipartite, EnergyProtected, GridMerge, LocalGlobal
 from ..models.segmenter import SegmentationModel
 from ..plans import current_plan
 from ..preprocess import per_channel
@@ -30,6 +30,8 @@ EXAMPLE_SIZE = (288, 352)
 STEP = 32  # pixels from one side that is tried to the next
 ANY = Dim.AUTO
 NO_LIMIT = 2**31  # a bound below it on a side is a real one
+# Entries that choose among tokens, as many as the size says: torch.export makes constants of their numbers.
+MATCHING = (Bipartite, LocalGlobal, EnergyProtected, GridMerge)
 OLDEST_TORCH = (2, 13)  # whose exporter was tried and does it; 2.6's does not
 
 
@@ -138,12 +140,12 @@ class Program:
 
 def why_fixed(model: SegmentationModel) -> str | None:
     """What ties a program of the model to one size of image, and the way out; None: nothing does."""
-    merging = [site for site, entry in current_plan(model).items() if isinstance(entry, Bipartite)]
+    merging = {site: type(entry).__name__ for site, entry in current_plan(model).items() if isinstance(entry, MATCHING)}
     way_out = "segzoo.compile records every size for itself"
     if merging:
         return (
-            f"the reduction merges by bipartite matching at {', '.join(merging)}, which no file of dynamic size can "
-            f"hold; use Neighbour2d (preset 'n2d') or Pool there, or {way_out}"
+            f"the reduction merges by likeness ({', '.join(dict.fromkeys(merging.values()))}) at {', '.join(merging)}, "
+            f"which no file of dynamic size can hold; use Neighbour2d (preset 'n2d') or Pool there, or {way_out}"
         )
     if not model.encoder.any_size_graph:
         return (

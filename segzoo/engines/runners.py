@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -286,7 +287,7 @@ class OpenVINOCompiler:
 def openvino_model(program: Program) -> Any:
     """The program as an openvino.Model whose inputs and outputs have its names."""
     need("openvino")
-    from openvino.frontend import FrontEndManager
+    from openvino.frontend import FrontEndManager, OpConversionFailure
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     # What openvino.convert_model does, without its report to the vendor.
@@ -296,7 +297,14 @@ def openvino_model(program: Program) -> Any:
         if any(node.target is torch.ops.aten.index_add.default for node in exported.graph.nodes):
             exported = exported.run_decompositions({torch.ops.aten.index_add.default: _index_add})
         decoder = TorchFXPythonDecoder.from_exported_program(exported)  # kept: the frontend does not own it
-        model = frontend.convert(frontend.load(decoder))
+        try:
+            model = frontend.convert(frontend.load(decoder))
+        except OpConversionFailure as error:
+            missing = ", ".join(re.findall(r"aten\.\w+", str(error)))
+            raise SegzooError(
+                f"OpenVINO cannot convert this model ({missing or error}), as where the reduction is LocalGlobal, "
+                "EnergyProtected or GridMerge; use engine='onnxruntime', or another reduction"
+            ) from error
     for port, name in zip((*model.inputs, *model.outputs), (*program.input_names, *program.output_names), strict=True):
         port.get_tensor().set_names({name})
     return model

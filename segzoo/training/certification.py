@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,7 +53,7 @@ class CertificateRow:
     miou: float | None  # where there is truth
     time: float  # median, as a share of eager's
     first_stage: str | None  # the first that is off by more than the tolerance
-    deviation: float  # of the head's output, as a share of its largest value
+    deviation: float  # of the head's output, as a share of its largest value; infinite where it is not a number
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -63,7 +64,7 @@ class CertificateRow:
             "mIoU": None if self.miou is None else round(self.miou, 4),
             "time / eager": round(self.time, 3),
             "first stage off": self.first_stage,
-            "off at the head": float(f"{self.deviation:.1e}"),
+            "off at the head": float(f"{self.deviation:.1e}") if math.isfinite(self.deviation) else None,
         }
 
 
@@ -214,9 +215,7 @@ class _Measure:
 
     def divergence(self, found: Sequence[Tensor]) -> tuple[str | None, float]:
         """The first stage that is off by more than the tolerance, and how far the head's output is off."""
-        shares = [
-            float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(self.stages, found, strict=True)
-        ]
+        shares = [_deviation(a, b) for a, b in zip(self.stages, found, strict=True)]
         off = [name for name, share in zip(self.stage_names, shares, strict=True) if share > self.tolerance]
         head = len(self.model.head_names)
         return (off[0] if off else None), max(shares[-head:])
@@ -238,6 +237,12 @@ class _Measure:
             eager, own = (_seconds(maker, self.pairs[0][0]) for maker in (self.eager, engine))
             shares.append(own / eager)
         return statistics.median(shares[1:])
+
+
+def _deviation(expected: Tensor, found: Tensor) -> float:
+    """The largest difference as a share of the largest value; infinite where something found is not a number."""
+    difference = (expected - found).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+    return float(difference.max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _seconds(maker: Engine, image: ImageSource) -> float:

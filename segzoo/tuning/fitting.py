@@ -11,23 +11,27 @@ import numpy as np
 from torch import Tensor, nn
 
 from .._errors import SegzooError
+from ..engines import compile
+from ..engines.compiling import segmenter_of
+from ..engines.engine import check_engine
 from ..layers.reduction import NEUTRAL, Entry
 from ..models.segmenter import SegmentationModel
-from ..plans import Plan, inference_reduction, reduction_sites, resolve_plan, set_inference_reduction
-from ..prediction import mask_maker, protocol_of, score_maker, windows
+from ..plans import Plan, reduction_sites, resolve_plan, set_inference_reduction
+from ..prediction import ScoreMaker, mask_maker, protocol_of, score_maker, windows
 from ..preprocess import ImageSource, load_image, model_size, to_input
 from ..twins import eval_twin
 from .candidates import Group, entries_by_site, groups_of
 from .changes import Changes, Forecast, bootstrap_interval
 from .macs import Passes, only_what_saves, option_macs
 from .record import Point, ReductionFit, Resource
-from .resources import latency_ms as measure_latency
-from .resources import memory_mb as measure_memory
+from .resources import ENGINE_SIZES, EngineOptions, Latency, Memory
 from .search import Choice, Price, choose, floor, front
 
 FACTORS = (2, 3, 4, 6, 8)  # tried at every site of keys and values, and on RTFormer's grid
 FRONT_POINTS = 24
 CALIBRATIONS = 4  # plans of the front that are measured as a whole, besides the presets
+
+Reach = Callable[[Plan], tuple[float, float]]  # plan -> what is needed without reduction, and with the plan
 
 
 def fit_reduction(
@@ -41,6 +45,9 @@ def fit_reduction(
     entries: Sequence[object] = FACTORS,
     queries: Sequence[object] = (),
     resize: tuple[int, int] | None = None,
+    engine: str | None = None,
+    precision: str = "f32",
+    threads: int | None = None,
     progress: bool = True,
 ) -> ReductionFit:
     """Choose an inference reduction for a budget on a few images of your own, without labels, and set it.
@@ -61,15 +68,19 @@ def fit_reduction(
         model: a segmentation model of segzoo with reduction sites; in any mode.
         images: one or, better, eight and more images such as the model will see, as for `predict`.
         macs: multiply-accumulates at most, as a share of those without reduction.
-        latency_ms: milliseconds at most of a forward pass of one image on the model's device, from the prepared image
-            to the scores at the decoder's resolution; the mean where images or windows differ in size. Measured: do
-            nothing else on the machine meanwhile.
+        latency_ms: milliseconds at most of a forward pass of one image on the model's device, or on the engine, from
+            the prepared image to the scores at the decoder's resolution; the mean where images or windows differ in
+            size. Measured in rounds that alternate with the model without reduction: do nothing else on the machine
+            meanwhile.
         memory_mb: megabytes (10**6 bytes) at most of all tensors alive during the forward pass of the largest size.
         max_change: share of the mask's pixels at most that may change, mean of these images.
         entries: what is tried at sites of keys and values and on grids: whole numbers (factors) or plan entries. What
             the model's presets say for a site is always tried, too.
         queries: what is tried at sites of queries, such as `Neighbour2d(2)`; by default what the presets say alone.
         resize: (H, W) in pixels at which the model sees the images; default: the rule of its weights row.
+        engine: on which `latency_ms` is measured, as for `segzoo.compile`; default: the model itself. At most seven
+            plans are compiled, each for the four most frequent sizes. Changed pixels are always those of the model.
+        precision, threads: of the engine, as for `segzoo.compile`.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -77,7 +88,7 @@ def fit_reduction(
 
     Raises:
         SegzooError: not exactly one budget, one that cannot be reached (the error names the floor), a model without
-            sites, or an entry that no site takes; the model is as it was.
+            sites, an entry that no site takes, or an engine that cannot be had; the model is as it was.
         ImageError: an image that cannot be read; the model is as it was.
     """
     name, budget = _the_budget(macs=macs, latency_ms=latency_ms, memory_mb=memory_mb, max_change=max_change)
@@ -86,13 +97,15 @@ def fit_reduction(
         raise SegzooError(
             "fit_reduction takes a model, whose reduction can still be chosen; compile or export it after"
         )
+    options = _engine_options(name, model, engine=engine, precision=precision, threads=threads)
     sources = list(images) if isinstance(images, (list, tuple)) else [images]
     if not sources:
         raise SegzooError("fit_reduction needs at least one image")
     arrays = [load_image(source, model.in_chans) for source in sources]
     twin = eval_twin(model)  # what is tried is never seen by anyone who uses the model meanwhile
     set_inference_reduction(twin, None)
-    fit = _Fit(twin, arrays, entries=entries, queries=queries, resize=resize, progress=progress).run(name, budget)
+    walk = _Fit(twin, arrays, entries=entries, queries=queries, resize=resize, engine=options, progress=progress)
+    fit = walk.run(name, budget)
     set_inference_reduction(model, fit.plan)
     return fit
 
@@ -116,6 +129,21 @@ def _in_range(name: str, value: object) -> bool:
     if name == "max_change":
         return 0 <= value <= 1
     return 0 < value <= 1 if name == "macs" else 0 < value < float("inf")
+
+
+def _engine_options(
+    budget: str, model: SegmentationModel, *, engine: str | None, precision: str, threads: int | None
+) -> EngineOptions | None:
+    """What a latency is measured on; None: the model itself. Raises SegzooError before any work."""
+    if engine is None:
+        if precision != "f32" or threads is not None:
+            raise SegzooError("precision= and threads= are of an engine; add engine='openvino', for example")
+        return None
+    if budget != "latency_ms":
+        raise SegzooError(f"engine={engine!r} is what latency_ms= is measured on, not {budget}=; leave it out")
+    check_engine(engine, precision, threads)
+    segmenter_of(model)
+    return EngineOptions(engine, precision, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +183,10 @@ class _Fit:
         entries: Sequence[object],
         queries: Sequence[object],
         resize: tuple[int, int] | None,
+        engine: EngineOptions | None,
         progress: bool,
     ):
-        self.model, self.arrays, self.resize, self.progress = model, arrays, resize, progress
+        self.model, self.arrays, self.resize, self.engine, self.progress = model, arrays, resize, engine, progress
         sites = reduction_sites(model)
         if not sites:
             raise SegzooError(f"{model.name or type(model).__name__} has no reduction sites; there is nothing to fit")
@@ -173,14 +202,12 @@ class _Fit:
 
     def run(self, name: str, budget: float) -> ReductionFit:
         tables = self.tables
-        reach: Callable[[], float] | None = None
+        reach = self._reach(name)
         if name == "macs":
             self._require_reach(name, budget, tables.least / self.base)
-        elif name != "max_change":
-            measure, inputs = (measure_latency if name == "latency_ms" else measure_memory), self._inputs()
-            reach = functools.partial(measure, self.model, inputs)
-            with inference_reduction(self.model, tables.plan(floor(tables.prices))):
-                self._require_reach(name, budget, reach())
+        elif reach is not None:
+            _, least = reach(self._complete(tables.plan(floor(tables.prices))))
+            self._require_reach(name, budget, least)
         self._measure_changes()
         choices = front(self.tables.prices, FRONT_POINTS)
         if name == "macs":
@@ -231,10 +258,24 @@ class _Fit:
             self.measured[key] = self.changes.measure(plan)
         return self.measured[key]
 
+    def _reach(self, budget: str) -> Reach | None:
+        """What measures a plan for this budget; None where it is counted."""
+        if budget == "latency_ms":
+            return Latency(self._maker_of, self._inputs())
+        return Memory(self.model, self._inputs()) if budget == "memory_mb" else None
+
+    def _maker_of(self, plan: Plan) -> ScoreMaker:
+        """The model with a plan, or the engine of it."""
+        twin = eval_twin(self.model)
+        set_inference_reduction(twin, plan)
+        return compile(twin, **dataclasses.asdict(self.engine)) if self.engine else score_maker(twin)
+
     def _inputs(self) -> list[tuple[Tensor, int]]:
-        """A prepared image of every size at which the model runs, and how often it does."""
+        """A prepared image of every size at which the model runs, and how often it does; of an engine, which compiles
+        for each, of the most frequent ones."""
         maker = score_maker(self.model)
-        return [(to_input(self.arrays[0], size, maker.row, maker.like), times) for size, times in self.passes.items()]
+        passes = self.passes.most_common(ENGINE_SIZES if self.engine else None)
+        return [(to_input(self.arrays[0], size, maker.row, maker.like), times) for size, times in passes]
 
     # --- choosing -----------------------------------------------------------------------------------------------------
 
@@ -246,27 +287,22 @@ class _Fit:
                 return plan
         return Plan()
 
-    def _within_reach(self, choices: Sequence[Choice], budget: float, reach: Callable[[], float]) -> Plan:
+    def _within_reach(self, choices: Sequence[Choice], budget: float, reach: Reach) -> Plan:
         """The plan of the front with the least change that keeps to a measured budget, found by halving."""
         low, high = 0, len(choices) - 1
         while low < high:
             middle = (low + high) // 2
-            with inference_reduction(self.model, self.tables.plan(choices[middle])):
-                low, high = (low, middle) if reach() <= budget else (middle + 1, high)
+            _, needed = reach(self._complete(self.tables.plan(choices[middle])))
+            low, high = (low, middle) if needed <= budget else (middle + 1, high)
         return self.tables.plan(choices[high])
 
     # --- reporting ----------------------------------------------------------------------------------------------------
 
     def _record(
-        self, budget: dict[str, float], chosen: Plan, choices: Sequence[Choice], reach: Callable[[], float] | None
+        self, budget: dict[str, float], chosen: Plan, choices: Sequence[Choice], reach: Reach | None
     ) -> ReductionFit:
         plan = self._complete(chosen)
         predicted_I, measured_I = self.tables.forecast.of(plan), self._measure(plan)
-        resource = None
-        if reach is not None:
-            base = reach()
-            with inference_reduction(self.model, plan):
-                resource = Resource(next(iter(budget)), base, reach())
         return ReductionFit(
             plan=plan,
             budget=budget,
@@ -278,10 +314,17 @@ class _Fit:
             measured_interval=bootstrap_interval(measured_I),
             num_images=len(self.arrays),
             sizes=tuple(self.passes),
-            resource=resource,
+            resource=self._resource(next(iter(budget)), plan, reach),
             front=tuple(self._point("front", self.tables.plan(choice)) for choice in choices),
             presets=tuple(self._point(name, preset) for name, preset in self.presets.items() if not preset.is_neutral),
         )
+
+    def _resource(self, unit: str, plan: Plan, reach: Reach | None) -> Resource | None:
+        if reach is None:
+            return None
+        base, chosen = reach(plan)
+        sizes = tuple((x_BCHW.shape[2], x_BCHW.shape[3]) for x_BCHW, _ in self._inputs())
+        return Resource(unit, base, chosen, sizes, **(dataclasses.asdict(self.engine) if self.engine else {}))
 
     def _point(self, name: str, plan: Plan) -> Point:
         plan = self._complete(plan)

@@ -35,6 +35,14 @@ class Resource:
     unit: str  # "latency_ms" or "memory_mb"
     base: float  # without reduction
     chosen: float  # with the chosen plan
+    sizes: tuple[tuple[int, int], ...]  # (H, W) in pixels at which it was measured
+    engine: str | None = None  # on which it was measured; None: the model itself, where it is
+    precision: str | None = None  # of the engine
+    threads: int | None = None  # of the engine; None: its default
+
+    def __str__(self) -> str:
+        where = f" on {self.engine} in {self.precision}" if self.engine else ""
+        return f"{self.unit}{where}: {self.chosen:.1f} of {self.base:.1f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,7 @@ class ReductionFit:
             f"{'MACs':>6} {'predicted':>10} {'measured':>10}  {'':<10} plan",
         ]
         if self.resource is not None:
-            lines.insert(1, f"{self.resource.unit}: {self.resource.chosen:.1f} of {self.resource.base:.1f}")
+            lines.insert(1, str(self.resource))
         lines += [
             f"{point.macs:>6.3f} {_percent(point.predicted_change):>10} {_percent(point.measured_change):>10}  "
             f"{point.name:<10} {_short(point.plan)}"
