@@ -101,12 +101,13 @@ class BatchSegmenter:
         column = _image_column(batch)
         maker = self._score_maker()
         outcomes = list(segment_many(maker, list(batch[column]), protocol_of(maker.row), self.batch_size))
-        rows = [self._row(outcome, len(maker.label_set)) for outcome in outcomes]
+        classes = len(maker.label_set)
+        rows = [self._row(outcome, classes) for outcome in outcomes]
         mask_column = f"mask_{self.masks}"
         return {
             **{name: values for name, values in batch.items() if name == "path" or name != column},
             mask_column: [mask for mask, _, _ in rows],
-            "areas": np.array([areas_K for _, areas_K, _ in rows], dtype=np.int64).reshape(len(rows), -1),
+            "areas": np.array([areas_K for _, areas_K, _ in rows], dtype=np.int64).reshape(len(rows), classes),
             "error": [error for _, _, error in rows],
         }
 

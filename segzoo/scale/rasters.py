@@ -42,9 +42,9 @@ from ..results import Area, class_records
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader, DatasetWriter
 
-SCORE_BYTES = 256 * 2**20  # of the scores that are summed at a time
-CLASS_MAP_BYTES = 16 * 2**20  # working memory of a strip's class map
-CACHE_MIB = 64  # of blocks that GDAL keeps decoded, or not yet written
+SCORE_BYTES = 96 * 2**20  # of the scores that are summed at a time
+CHUNK_PIXELS = 2**19  # whose classes are made at a time
+CACHE_MIB = 32  # of blocks that GDAL keeps decoded, or not yet written
 TILE = 512  # side in pixels of the blocks of a class map
 # How files begin, and GDAL's name of what they are then; none of them can point to a file elsewhere, as a VRT can.
 DRIVERS = {
@@ -404,9 +404,13 @@ def _strips(
     dtype = _map_dtype(len(maker.label_set))
     for part in parts:
         for rows, scores_BKHW in slide_strips(maker, raster.size, raster.read, protocol, part, looked):
-            size = (scores_BKHW.shape[2], scores_BKHW.shape[3])
-            mask_BHW = class_map(AVERAGED, scores_BKHW, size, CLASS_MAP_BYTES)
-            yield rows, part, mask_BHW[0].cpu().numpy().astype(dtype)
+            step = max(1, CHUNK_PIXELS // scores_BKHW.shape[3])
+            for start in range(rows.start, rows.stop, step):
+                chunk = slice(start, min(start + step, rows.stop))
+                chunk_BKHW = scores_BKHW[:, :, chunk.start - rows.start : chunk.stop - rows.start]
+                mask_BHW = class_map(AVERAGED, chunk_BKHW, (chunk_BKHW.shape[2], chunk_BKHW.shape[3]))
+                yield chunk, part, mask_BHW[0].cpu().numpy().astype(dtype)
+            del scores_BKHW, chunk_BKHW  # they keep the memory of this part, and the next needs its own
 
 
 def _map_dtype(classes: int) -> type[np.unsignedinteger]:
