@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ._errors import SaveError
+from ._errors import SaveError, SegzooError
 
 
 def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
@@ -22,6 +22,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: 
 
     Raises:
         SaveError: a file exists, or cannot be written.
+        SegzooError: as a writer raises it.
     """
     if not overwrite and (taken := next((path for path in writers if os.path.lexists(path)), None)):
         raise _exists(taken)
@@ -39,7 +40,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: 
         else:
             _place_all(partials)
     except (OSError, ValueError) as error:  # ValueError: a character that no name can have
-        if isinstance(error, SaveError):
+        if isinstance(error, SegzooError):
             raise
         reason = getattr(error, "strerror", None) or error
         raise SaveError(f"{path} cannot be written ({reason}); choose another place") from error

@@ -658,19 +658,96 @@ def slide(maker: ScoreMaker, x_BCHW: Tensor, protocol: Protocol, looked: Callabl
     Args:
         looked: called after each window.
     """
-    total_BKHW: Tensor | None = None
-    count_HW = torch.zeros(x_BCHW.shape[2:])
-    check_windows(x_BCHW.shape[2:], protocol.crop, protocol.stride)
-    for rows, columns in windows(x_BCHW.shape[2:], protocol.crop, protocol.stride):
-        window_BCHW = x_BCHW[:, :, rows, columns]
-        scores_BKHW = maker.upscaler.to_size(maker.head_output(window_BCHW), window_BCHW.shape[2:])
-        if total_BKHW is None:
-            total_BKHW = scores_BKHW.new_zeros(*scores_BKHW.shape[:2], *x_BCHW.shape[2:])
-            count_HW = scores_BKHW.new_zeros(x_BCHW.shape[2:])
-        total_BKHW[:, :, rows, columns] += scores_BKHW
-        count_HW[rows, columns] += 1
-        looked()
-    return cast(Tensor, total_BKHW).div_(count_HW)
+    size = (x_BCHW.shape[2], x_BCHW.shape[3])
+    mean_BKHW: Tensor | None = None
+    check_windows(size, protocol.crop, protocol.stride)
+    for rows, strip_BKHW in slide_strips(maker, size, lambda ys, xs: x_BCHW[:, :, ys, xs], protocol, looked=looked):
+        if mean_BKHW is None:
+            mean_BKHW = strip_BKHW.new_empty(*strip_BKHW.shape[:2], *size)
+        mean_BKHW[:, :, rows] = strip_BKHW
+    return cast(Tensor, mean_BKHW)
+
+
+def slide_strips(
+    maker: ScoreMaker,
+    size: tuple[int, int],
+    read: Callable[[slice, slice], Tensor],
+    protocol: Protocol,
+    columns: slice | None = None,
+    looked: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """What `slide` returns, from top to bottom, without an image or scores of full size.
+
+    Args:
+        size: (H, W) of the image in pixels.
+        read: rows and columns of a window, which lie in the image -> (B, C, h, w), normalised.
+        columns: of the result, as for `strip_windows`.
+        looked: called after each window.
+
+    Yields:
+        rows, and their mean scores (B, K, rows, columns) once no later window touches them. The next strip takes their
+        memory.
+    """
+    left, right = (columns.start, columns.stop) if columns else (0, size[1])
+    wanted = strip_windows(size, protocol, columns)
+    by_row = [list(row) for _, row in itertools.groupby(wanted, key=lambda window: window[0])]
+    sums: _Strip | None = None
+    for row, stop in zip(by_row, [*(row[0][0].start for row in by_row[1:]), size[0]], strict=True):
+        for rows, xs in row:
+            window_BCHW = read(rows, xs)
+            scores_BKHW = maker.upscaler.to_size(maker.head_output(window_BCHW), window_BCHW.shape[2:])
+            if sums is None:
+                sums = _Strip(scores_BKHW, right - left)
+            inside = slice(max(xs.start, left), min(xs.stop, right))
+            sums.add(scores_BKHW[..., inside.start - xs.start : inside.stop - xs.start], inside.start - left)
+            looked()
+        start = row[0][0].start
+        done = cast(_Strip, sums)
+        yield slice(start, stop), done.mean(stop - start)
+        done.scroll(stop - start)
+
+
+def strip_windows(size: tuple[int, int], protocol: Protocol, columns: slice | None = None) -> list[tuple[slice, slice]]:
+    """The windows that lie in an image of (H, W), clipped to it, row by row.
+
+    Args:
+        columns: start and stop; only windows that touch them. Default: all.
+    """
+    left, right = (columns.start, columns.stop) if columns else (0, size[1])
+    return [
+        (slice(ys.start, min(ys.stop, size[0])), slice(xs.start, min(xs.stop, size[1])))
+        for ys, xs in windows(size, protocol.crop, protocol.stride)
+        if xs.start < right and xs.stop > left
+    ]
+
+
+class _Strip:
+    """Sums of scores of the rows that the present row of windows covers, and how many windows each pixel has.
+
+    Args:
+        scores_BKHW: of a window; its height is that of all windows.
+    """
+
+    def __init__(self, scores_BKHW: Tensor, width: int):
+        B, K, H, _ = scores_BKHW.shape
+        self.total_BKHW = scores_BKHW.new_zeros(B, K, H, width)
+        self.count_HW = scores_BKHW.new_zeros(H, width)
+
+    def add(self, scores_BKHW: Tensor, left: int) -> None:
+        columns = slice(left, left + scores_BKHW.shape[3])
+        self.total_BKHW[..., columns] += scores_BKHW
+        self.count_HW[:, columns] += 1
+
+    def mean(self, rows: int) -> Tensor:
+        """Of the first rows, in place of their sums."""
+        return self.total_BKHW[:, :, :rows].div_(self.count_HW[:rows])
+
+    def scroll(self, rows: int) -> None:
+        """Move up by so many rows; the last rows are empty then."""
+        for plane_HW in (*self.total_BKHW.flatten(0, 1), self.count_HW):
+            kept_HW = plane_HW[rows:].clone()
+            plane_HW[: len(kept_HW)] = kept_HW
+            plane_HW[len(kept_HW) :] = 0
 
 
 def windows(size: Sequence[int], crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

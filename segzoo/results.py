@@ -129,16 +129,7 @@ class Segmentation:
             "model": self.model,
             "weights_state": self.weights_state,
             "reduction": json.loads(self.plan.to_json()),
-            "classes": [
-                {
-                    "index": label.index,
-                    "name": label.name,
-                    "colour": list(self.label_set.palette[label.index]),
-                    "pixels": label.pixels,
-                    "share": label.pixels / self.mask.size,
-                }
-                for label in self.labels
-            ],
+            "classes": class_records(self.label_set, np.bincount(self.mask.ravel(), minlength=len(self.label_set))),
         }
 
     def overlay(self, alpha: float = 0.5, *, legend: bool = False) -> Image.Image:
@@ -199,6 +190,24 @@ class Segmentation:
             overwrite=overwrite,
         )
         return files
+
+
+def class_records(label_set: LabelSet, pixels_K: np.ndarray) -> list[dict[str, Any]]:
+    """What JSON says of the classes that occur, the largest first.
+
+    Args:
+        pixels_K: how many pixels each class has.
+    """
+    return [
+        {
+            "index": int(index),
+            "name": label_set.classes[index],
+            "colour": list(label_set.palette[index]),
+            "pixels": int(pixels_K[index]),
+            "share": int(pixels_K[index]) / int(pixels_K.sum()),
+        }
+        for index in sorted(np.flatnonzero(pixels_K), key=lambda index: -pixels_K[index])
+    ]
 
 
 class SavedPose(NamedTuple):

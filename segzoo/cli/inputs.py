@@ -24,6 +24,7 @@ class Input:
 
     source: str  # path or URL
     place: PurePath  # of its results in the folder of results, without suffix
+    raster: bool = False  # read in windows by `segzoo.scale.segment_raster`
 
 
 def find_inputs(arguments: Sequence[str], *, recursive: bool, output: Path) -> list[Input]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from .output import Steps, progress, say, say_error, say_json
 if TYPE_CHECKING:
     from ..prediction import ScoreMaker
     from ..results import Pose, SavedFiles, SavedPose, Segmentation
+    from ..scale.rasters import RasterMap, SavedRaster
 
 Places = TypeVar("Places", bound="tuple[Path, ...]")
 
@@ -47,6 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("whole", "slide"), help="whole image or sliding window")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
+    parser.add_argument(
+        "--raster",
+        action=argparse.BooleanOptionalAction,
+        help="windows of the file's own pixels in, GeoTIFF out (default: for TIFFs with coordinates or too large)",
+    )
+    parser.add_argument("--bands", type=positive, nargs="+", metavar="N", help="of a raster, the model's channels")
+    parser.add_argument(
+        "--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a raster, the values that are black and white"
+    )
     parser.add_argument("--alpha", type=float, default=0.5, help="strength of the overlay's colours, 0 to 1")
     parser.add_argument("--no-legend", action="store_true", help="overlays without the names of their colours")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: %(default)s)")
@@ -67,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         check_name(args.model)  # before torch is loaded
     inputs = find_inputs(args.images, recursive=args.recursive, output=args.output)
     kind = _kind_of(args)
+    inputs = _with_rasters(args, inputs) if kind.run is _segment_all else inputs
     places = output_files(inputs, args.output, kind.places)
     todo, skipped = [], []
     for item, files in zip(inputs, places, strict=True):
@@ -97,11 +109,38 @@ def _kind_of(args: argparse.Namespace) -> Kind:
     model = None if args.engine_file is not None else blueprint(args.model)
     if isinstance(model, SegmentationModel) and model.score_kind == "heatmap":
         of_masks = {"--mode": args.mode, "--flip": args.flip, "--no-legend": args.no_legend}
+        of_masks |= {"--raster": args.raster, "--bands": args.bands, "--range": args.range}
         of_masks |= {"--scales": args.scales != [1.0], "--alpha": args.alpha != 0.5}
         _refuse_given(of_masks, f"is of masks, and {args.model} finds keypoints")
         return Kind(SavedPose.of, _find_all)
     _refuse_given({"--min-score": args.min_score is not None}, f"is of keypoints, and {args.model} makes masks")
     return Kind(SavedFiles.of, _segment_all)
+
+
+def _with_rasters(args: argparse.Namespace, inputs: Sequence[Input]) -> list[Input]:
+    """The inputs, with those marked that are rasters.
+
+    Raises:
+        SegzooError: an option of rasters where there is none, or one of images where there are some.
+    """
+    from ..scale.rasters import check_installed, is_raster
+
+    if args.raster and (url := next((item.source for item in inputs if is_url(item.source)), None)):
+        raise SegzooError(f"--raster: {url} is no file; fetch it first")
+    marked = [
+        dataclasses.replace(item, raster=is_raster(item.source) if args.raster is None else args.raster)
+        for item in inputs
+    ]
+    first = next((item.source for item in marked if item.raster), None)
+    if first is None:
+        of_rasters = {"--bands": args.bands, "--range": args.range}
+        _refuse_given(of_rasters, "is of rasters, and none of the images is taken for one (--raster takes all)")
+        return marked
+    check_installed()
+    of_images = {"--resize": args.resize, "--mode whole": args.mode == "whole"}
+    of_images |= {"--scales": args.scales != [1.0], "--flip": args.flip}
+    _refuse_given(of_images, f"is not of rasters, such as {first} (--no-raster takes it for an image)")
+    return marked
 
 
 def _refuse_given(options: Mapping[str, object], why: str) -> None:
@@ -120,6 +159,8 @@ def output_files(inputs: Sequence[Input], folder: Path, places_of: Callable[[Pat
         SegzooError: a result would take the place of an image.
     """
     sources = {os.path.realpath(item.source) for item in inputs if not is_url(item.source)}
+    if any(item.raster for item in inputs):
+        from ..scale.rasters import SavedRaster
     used: set[Path] = set()
     next_number: dict[PurePath, int] = {}  # so that no number is tried twice
     places = []
@@ -127,7 +168,8 @@ def output_files(inputs: Sequence[Input], folder: Path, places_of: Callable[[Pat
         number, free = next_number.get(item.place, 1), False
         while not free:
             name = item.place.name if number == 1 else f"{item.place.name}-{number}"
-            files = places_of(folder / item.place.with_name(f"{name}.png"))
+            of_item = SavedRaster.of if item.raster else places_of
+            files = of_item(folder / item.place.with_name(f"{name}.png"))
             free, number = used.isdisjoint(files), number + 1
         next_number[item.place] = number
         for file in files:
@@ -138,8 +180,8 @@ def output_files(inputs: Sequence[Input], folder: Path, places_of: Callable[[Pat
     return places
 
 
-def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFiles]]) -> int:
-    """Segment, save and report each image; returns how many failed."""
+def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFiles | SavedRaster]]) -> int:
+    """Segment, save and report each image, then each raster; returns how many failed."""
     import torch
 
     from ..prediction import mask_maker, protocol_of, segment_many
@@ -155,14 +197,37 @@ def _segment_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedFile
     )
     if not args.json:
         say(describe_model(maker, args.checkpoint), sys.stderr)
+    images = [(item, files) for item, files in todo if not item.raster]
     looks = Steps(as_json=args.json, unit=" windows" if protocol.mode == "slide" else " views")
-    outcomes = segment_many(maker, [item.source for item, _ in todo], protocol, args.batch_size, looks)
+    outcomes = segment_many(maker, [item.source for item, _ in images], protocol, args.batch_size, looks)
 
-    def save(result: Segmentation, files: SavedFiles) -> str:
+    def save(result: Segmentation, files: SavedFiles) -> Segmentation:
         result.save(files.mask, alpha=args.alpha, legend=not args.no_legend, overwrite=args.overwrite)
-        return _text_line(result, files)
+        return result
 
-    return _save_all(args, todo, outcomes, save, looks)
+    failed = _save_all(args, images, outcomes, save, _text_line, looks)
+    rasters = [(item, files) for item, files in todo if item.raster]
+    return failed + (_segment_rasters(args, maker, rasters) if rasters else 0)
+
+
+def _segment_rasters(args: argparse.Namespace, maker: ScoreMaker, todo: Sequence[tuple[Input, Any]]) -> int:
+    """Segment, write and report each raster; returns how many failed."""
+    from ..scale.rasters import segment_raster
+
+    looks = Steps(as_json=args.json, unit=" windows")
+
+    def save(source: str, files: SavedRaster) -> RasterMap:
+        return segment_raster(
+            maker,
+            source,
+            files.mask,
+            bands=args.bands,
+            value_range=args.range,
+            overwrite=args.overwrite,
+            on_look=looks,
+        )
+
+    return _save_all(args, todo, [item.source for item, _ in todo], save, _text_line, looks)
 
 
 def _find_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedPose]]) -> int:
@@ -179,24 +244,29 @@ def _find_all(args: argparse.Namespace, todo: Sequence[tuple[Input, SavedPose]])
     outcomes = pose_many(maker, [item.source for item, _ in todo], args.batch_size, resize=resize)
     min_score = MIN_SCORE if args.min_score is None else args.min_score
 
-    def save(pose: Pose, files: SavedPose) -> str:
+    def save(pose: Pose, files: SavedPose) -> Pose:
         pose.save(files.picture, min_score=min_score, overwrite=args.overwrite)
+        return pose
+
+    def line(pose: Pose, files: SavedPose) -> str:
         return f"{pose.source} -> {files.keypoints}: {pose.summary(min_score)}"
 
-    return _save_all(args, todo, outcomes, save)
+    return _save_all(args, todo, outcomes, save, line)
 
 
 def _save_all(
     args: argparse.Namespace,
     todo: Sequence[tuple[Input, Any]],
     outcomes: Iterable[Any],
-    save: Callable[[Any, Any], str],
+    save: Callable[[Any, Any], Segmentation | RasterMap | Pose],
+    line: Callable[[Any, Any], str],
     looks: Steps | None = None,
 ) -> int:
     """Save and report what became of each image as it comes; returns how many failed.
 
     Args:
-        save: writes a result to its places, and returns the line that reports it.
+        save: writes an outcome to its places, and returns what was written.
+        line: reports that.
         looks: the bar of the image that is worked on.
     """
     failed = 0
@@ -205,7 +275,7 @@ def _save_all(
         try:
             if isinstance(outcome, ImageError):
                 raise outcome
-            line = save(outcome, files)
+            result = save(outcome, files)
         except (ImageError, SaveError) as error:
             failed += 1
             if looks is not None:
@@ -215,9 +285,9 @@ def _save_all(
                 say_json({"image": item.source, "error": str(error)})
             continue
         if args.json:
-            say_json({**outcome.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
+            say_json({**result.to_dict(), "files": {kind: str(file) for kind, file in files._asdict().items()}})
         else:
-            say(line)
+            say(line(result, files))
     return failed
 
 
@@ -233,7 +303,7 @@ def describe_model(model: ScoreMaker, checkpoint: str | None = None) -> str:
     return f"{model.name}, trained on {data}{terms}" + (f"; {row.advice}" if row.advice else "")
 
 
-def _text_line(result: Segmentation, files: SavedFiles) -> str:
+def _text_line(result: Segmentation | RasterMap, files: SavedFiles | SavedRaster) -> str:
     """An image, its mask, and the six largest classes with their share."""
     largest = ", ".join(f"{name} {100 * area.share:.0f} %" for name, area in list(result.areas().items())[:6])
     return f"{result.source} -> {files.mask}: {largest}"
