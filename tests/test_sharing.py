@@ -718,8 +718,10 @@ def test_convert_publish_and_load_by_name(hub, official, tmp_path):
     """
     python(hub, tmp_path, code, SEGZOO_HUB_NAMESPACE="org")
     hub.reset()
-    refused = client(hub, tmp_path, "-c", textwrap.dedent(code))
-    assert "not published" in refused.stderr
+    refused = client(
+        hub, tmp_path, "-c", textwrap.dedent(code), HF_HUB_OFFLINE="1"
+    )  # the default is their authors' Drive
+    assert "HF_HUB_OFFLINE" in refused.stderr and "drive.google.com" in refused.stderr
     assert not hub.requests
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from filelock import FileLock
 
 from ..._errors import WeightsError
 
@@ -249,6 +248,8 @@ def _remove(path: Path, wanted: Wanted, problem: str) -> None:
 
 @contextlib.contextmanager
 def _locked(wanted: Wanted) -> Iterator[None]:
+    from filelock import FileLock  # a dependency of huggingface_hub
+
     path = cache_dir() / "locks" / f"{digest_of_text(wanted.source + wanted.file)}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
