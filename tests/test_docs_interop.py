@@ -49,6 +49,7 @@ def run(command: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_every_block_runs(workplace):
     single, _ = blocks("sh")
     run(f"{single.strip()} {SMALL}")

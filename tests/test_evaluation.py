@@ -139,7 +139,7 @@ def test_the_row_comes_back_after_an_error(model):
     assert model.pretrained_cfg is ROW
 
 
-@pytest.mark.parametrize("size", [(160, 200), (120, 150)])
+@pytest.mark.parametrize("size", [(160, 200), pytest.param((120, 150), marks=pytest.mark.slow)])
 def test_sliding_window_is_the_official_one(size, monkeypatch):
     """The golden scores of SegViT's own sliding window, at the input's size and resized to the image's."""
     record, arrays = golden_json("segvit_b_ade_s128"), golden_arrays("segvit_b_ade_s128")

@@ -770,6 +770,7 @@ def test_twenty_threads_download_once(hub, client, body, expected, kind):
     assert hub.count("GET") == 1
 
 
+@pytest.mark.slow
 def test_four_processes_download_once(hub, tmp_path, body, expected):
     commit = hub.add("org/processes", {FILE: body})
     sha256 = hashlib.sha256(body).hexdigest()

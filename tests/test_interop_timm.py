@@ -442,6 +442,7 @@ def test_transformers_timm_wrapper():
     assert torch.equal(model(RGB).logits, model.timm_model(RGB)) and model(RGB).logits.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_compile_and_export():
     backbone = timm.create_model("eft_t", features_only=True).eval()
     with torch.no_grad():

@@ -572,6 +572,7 @@ def test_strips_of_rows_are_the_whole(name):
             torch.testing.assert_close(torch.cat(strips, dim=2), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_one_compiled_model_takes_many_sizes(name):
     model = segzoo.create_model(name).eval()
