@@ -69,7 +69,7 @@ test: $(VENV)/.stamp-test  ## the fast tests
 test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
 
-test-exhaustive: $(VENV)/.stamp-test  ## every combination of family, reduction, form and engine
+test-exhaustive: $(VENV)/.stamp-test  ## further combinations of family, reduction, form and engine, beyond the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive $(PYTEST_ARGS)
 
 mutants: $(VENV)/.stamp-test  ## deliberate faults, one at a time: which of them does no test find?
