@@ -216,6 +216,7 @@ def test_openvino(monkeypatch):
     assert all((mask == expected).mean() >= 0.9999 for mask in masks)
 
 
+@pytest.mark.slow
 def test_onnxruntime():
     pytest.importorskip("onnxruntime")
     model = tiny("test_segvit_shrunk")

@@ -481,10 +481,8 @@ def test_gradients_of_merging():
         assert torch.autograd.gradcheck(lambda x, merge=merge, unmerge=unmerge: unmerge(merge(x).sin()), x_BNC)
 
 
-SLOWLY = [pytest.param(preset, marks=pytest.mark.slow) for preset in ("hq", "fast", "isr")]
-
-
-@pytest.mark.parametrize("preset", [*SLOWLY, "n2d"])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["hq", "fast", "isr", "n2d"])
 def test_presets_compile_and_export(preset, image):
     model = segzoo.create_model("test_segformer").eval()
     model.set_inference_reduction(preset)

@@ -691,6 +691,7 @@ def test_push_and_pull(hub, tmp_path):
     assert card.data.library_name == "segzoo"
 
 
+@pytest.mark.slow
 def test_convert_publish_and_load_by_name(hub, official, tmp_path):
     """What an organisation does once makes the plain name work for everyone who sets its namespace."""
     out = tmp_path / "out"
