@@ -57,24 +57,13 @@ def main() -> None:
 def run(args: argparse.Namespace, folder: Path) -> None:
     import torch
     import transformers
+    from peers import transformers_segformer
     from safetensors.torch import load_file
 
     import segzoo
-    from segzoo.zoo import model_info
 
     torch.set_num_threads(args.threads)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    cfg = model_info(args.model).cfg
-    config = transformers.SegformerConfig(
-        hidden_sizes=list(cfg.encoder.embed_dims),
-        depths=list(cfg.encoder.depths),
-        num_attention_heads=list(cfg.encoder.num_heads),
-        sr_ratios=list(cfg.encoder.kv_stride),
-        decoder_hidden_size=cfg.decoder_dim,
-        num_labels=cfg.num_classes,
-    )
-    transformers.SegformerForSemanticSegmentation(config).save_pretrained(folder / "saved")
+    transformers_segformer(args.model).save_pretrained(folder / "saved")
     weights = folder / "saved" / "model.safetensors"
     overlay = fill_cache(weights, folder / "hf" / "hub")
 

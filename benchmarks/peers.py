@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 import transformers
 from torch import Tensor, nn
@@ -56,6 +55,8 @@ class OpenVINOExport:
     """
 
     def __init__(self, peer: nn.Module, shape: tuple[int, ...], *, precision: str | None, threads: int):
+        import openvino  # the only one here that needs it
+
         example = torch.zeros(shape)
         with torch.no_grad():
             model = openvino.convert_model(Logits(peer), example_input=example, input=[list(shape)])

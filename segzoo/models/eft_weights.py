@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .keys import Layout, Rename, Squeeze
-from .rows import PretrainedCfg, scores
+from .rows import IMAGENET, PretrainedCfg, scores
 
 # Checkpoints name stages from 1 and may carry the prefix of the segmentation model that they were cut from.
 ENCODER_RULES = (
@@ -37,7 +37,7 @@ DRIVE = {
     "load as the only proof of it; or download it in a browser and pass it as checkpoint_path=",
 }
 _IMAGENET = dataclasses.replace(
-    PretrainedCfg(dataset="imagenet", num_classes=1000, input_size=(224, 224), resize="exact", test_size=(224, 224)),
+    PretrainedCfg(**IMAGENET, num_classes=1000),
     origin="https://github.com/hyunwoo137/EDAFormer",
     **DRIVE,
 )

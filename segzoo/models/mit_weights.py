@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .keys import Concat, Layout, Prefixed, Rename, Split, Squeeze
-from .rows import PretrainedCfg, scores
+from .rows import IMAGENET, PretrainedCfg, scores
 
 # NVIDIA's own names, which smp keeps.
 ORIGINAL_RULES = (
@@ -85,11 +85,8 @@ def _imagenet(size: str, revision: str, top1: float) -> dict[str, PretrainedCfg]
         state="hub",
         hf_hub_id=f"smp-hub/mit_{size}.imagenet",
         hf_revision=revision,
-        dataset="imagenet",
+        **IMAGENET,
         num_classes=1000,
-        input_size=(224, 224),
-        resize="exact",
-        test_size=(224, 224),
         published=scores(
             {"base": top1},
             metric="top1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .keys import Layout, Rename
-from .rows import PretrainedCfg, scores
+from .rows import IMAGENET, PretrainedCfg, scores
 
 # timm has the first patch embedding beside the stages and the others in them.
 TIMM_RULES = (
@@ -21,11 +21,8 @@ def _imagenet(size: str, revision: str | None, top1: float) -> dict[str, Pretrai
         state="hub",
         hf_hub_id=f"timm/pvt_v2_{size}.in1k",
         hf_revision=revision,
-        dataset="imagenet",
+        **IMAGENET,
         num_classes=1000,
-        input_size=(224, 224),
-        resize="exact",
-        test_size=(224, 224),
         published=scores(
             {"base": top1},
             metric="top1",

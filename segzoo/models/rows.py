@@ -80,6 +80,15 @@ def scores(values: Mapping[str, float], **common: str) -> tuple[PublishedScore, 
     return tuple(PublishedScore(value=value, reduction=reduction, **common) for reduction, value in values.items())
 
 
+# ImageNet's data set and protocol, in the fields of a row.
+IMAGENET: Mapping[str, Any] = {
+    "dataset": "imagenet",
+    "input_size": (224, 224),
+    "resize": "exact",
+    "test_size": (224, 224),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainedCfg:
     """One row of weights, and the preprocessing and test protocol that belong to them.

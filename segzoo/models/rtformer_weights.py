@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from .keys import Drop, Layout, Rename, Squeeze
-from .rows import WHOLE, PretrainedCfg, PublishedScore, scores
+from .rows import IMAGENET, WHOLE, PretrainedCfg, PublishedScore, scores
 
 # --- key rules ------------------------------------------------------------------------------------------------------
 
@@ -126,11 +126,8 @@ _COCO_STUFF_10K = dataclasses.replace(
 )
 _IMAGENET = PretrainedCfg(
     state="url",
-    dataset="imagenet",
+    **IMAGENET,
     num_classes=0,  # the archives hold no classifier
-    input_size=(224, 224),
-    resize="exact",
-    test_size=(224, 224),
     license="apache-2.0",
     commercial_use=True,
     origin=_ORIGIN,
