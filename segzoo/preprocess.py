@@ -259,3 +259,8 @@ def per_channel(values: tuple[float, ...], channels: int) -> Tensor:
     if channels == 1:
         tensor = tensor.mean(dim=0, keepdim=True)
     return tensor.repeat(-(-channels // len(tensor)))[:channels].view(1, -1, 1, 1)
+
+
+def rgb(image_HWC: np.ndarray) -> np.ndarray:
+    """The image as it is shown: of other than three channels the first."""
+    return image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)

@@ -15,6 +15,7 @@ import segzoo
 from segzoo import prediction
 from segzoo.masks import class_map
 from segzoo.models import PretrainedCfg
+from segzoo.prediction import posing
 from segzoo.preprocess import load_image, model_size, to_input
 
 
@@ -411,8 +412,8 @@ def test_windows_without_end_are_refused(photo):
 
 
 def test_a_keypoint_box_is_rounded_outwards(monkeypatch):
-    seen, original = [], prediction.to_input
-    monkeypatch.setattr(prediction, "to_input", lambda part, *rest: seen.append(part.copy()) or original(part, *rest))
+    seen, original = [], posing.to_input
+    monkeypatch.setattr(posing, "to_input", lambda part, *rest: seen.append(part.copy()) or original(part, *rest))
     image_HWC = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     model = segzoo.create_model("test_segformer_keypoints")
     prediction.predict_keypoints(model, image_HWC, box=(9.6, 5.2, 30.1, 20), resize=(32, 32))
