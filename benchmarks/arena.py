@@ -45,7 +45,7 @@ from segzoo.plans import Plan
 from segzoo.prediction import protocol_of, score_maker, segment_one
 from segzoo.preprocess import to_input
 from segzoo.training.metrics import ConfusionMatrix
-from segzoo.tuning.candidates import entries_by_site, groups_of
+from segzoo.tuning.candidates import Group, entries_by_site, groups_of
 from segzoo.tuning.changes import Changes, Forecast, bootstrap_interval
 from segzoo.tuning.macs import only_what_saves, option_macs
 from segzoo.tuning.resources import memory_mb
@@ -131,23 +131,17 @@ def of_kind(
 ) -> list[Contestant]:
     """The plans of one kind; none where no site takes it or nothing is saved."""
     sites = segzoo.reduction_sites(model)
+    sides = side.split("+")
     try:
-        tried = entries_by_site(sites, {}, entries if "kv" in side else [], entries if "q" in side.split("+") else [])
+        tried = entries_by_site(sites, {}, entries if "kv" in sides else [], entries if "q" in sides else [])
     except segzoo.SegzooError:  # no leaf of that side takes the kind
         return []
     groups = groups_of(sites, tried)
     base, macs = option_macs(model, groups, Counter({size: 1}))
     groups, macs = only_what_saves(groups, macs)
-    options = {item: None for group in groups for option in group.options for item in option.items()}
-    alone = [(site, entry) for site, entry in options if entry != NEUTRAL]
-    if not alone:
+    if all(len(group.options) == 1 for group in groups):  # neutral alone
         return []
-    changes = Changes(model, images, resize=size, advance=lambda: None)
-    forecast = Forecast({(site, entry): changes.measure({site: entry}) for site, entry in alone})
-    prices = [
-        [Price(cost, forecast.weight(option)) for cost, option in zip(costs, group.options, strict=True)]
-        for group, costs in zip(groups, macs, strict=True)
-    ]
+    prices = priced(model, images, size, groups, macs)
     fixed = base - sum(costs[0] for costs in macs)
     floor = (fixed + sum(min(costs) for costs in macs)) / base
     result = []
@@ -162,6 +156,24 @@ def of_kind(
         cost = fixed + sum(costs[index] for costs, index in zip(macs, choice, strict=True))
         result.append(Contestant(kind, side, share, cost / base, plan))
     return result
+
+
+def priced(
+    model: SegmentationModel,
+    images: Sequence[np.ndarray],
+    size: tuple[int, int],
+    groups: Sequence[Group],
+    macs: Sequence[Sequence[int]],
+) -> list[list[Price]]:
+    """What every option of every group costs, and how much it changes alone."""
+    options = {item: None for group in groups for option in group.options for item in option.items()}
+    changes = Changes(model, images, resize=size, advance=lambda: None)
+    alone = {(site, entry): changes.measure({site: entry}) for site, entry in options if entry != NEUTRAL}
+    forecast = Forecast(alone)
+    return [
+        [Price(cost, forecast.weight(option)) for cost, option in zip(costs, group.options, strict=True)]
+        for group, costs in zip(groups, macs, strict=True)
+    ]
 
 
 # --- the measurements -------------------------------------------------------------------------------------------------

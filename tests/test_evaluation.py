@@ -27,6 +27,7 @@ from segzoo.data.segmentation import Sample, SegmentationData, open_data
 from segzoo.keypoints import Keypoints
 from segzoo.labels import generic_labels, load_labels
 from segzoo.models.rows import PretrainedCfg, PublishedScore
+from segzoo.prediction import viewing
 from segzoo.preprocess import to_input
 from segzoo.training.evaluation import centre_crop, evaluate, published_figure
 from segzoo.training.metrics import SMALL_CLASSES, ConfusionMatrix
@@ -119,7 +120,7 @@ def test_the_protocol_is_what_the_model_sees(model, monkeypatch):
     """ "ade20k" shows a scene of 32 x 64 at 512 x 1024; the model's own row comes back."""
     seen = []
     monkeypatch.setattr(
-        prediction, "to_input", lambda image, size, *rest: seen.append(size) or to_input(image, (32, 64), *rest)
+        viewing, "to_input", lambda image, size, *rest: seen.append(size) or to_input(image, (32, 64), *rest)
     )
     result = evaluate(model, scenes(1), protocol="ade20k")
     assert seen == [(512, 1024)]
@@ -146,7 +147,7 @@ def test_sliding_window_is_the_official_one(size, monkeypatch):
     model = segzoo.create_model("segvit_base", img_size=(128, 128), num_classes=150).double().eval()
     segzoo.load_weights(model, golden_state_dict(record["state_dict"]))
     noise = torch.from_numpy(np.random.Generator(np.random.PCG64(1)).standard_normal((1, 3, 160, 200)))
-    monkeypatch.setattr(prediction, "to_input", lambda *_: noise)
+    monkeypatch.setattr(viewing, "to_input", lambda *_: noise)
     result = segzoo.predict(
         model, np.zeros((*size, 3), np.uint8), resize=(160, 200), mode="slide", crop=(128, 128), stride=(85, 85)
     )

@@ -218,12 +218,7 @@ def _model(args: argparse.Namespace, data: Any, recipe: Recipe) -> tuple[Model, 
     from ..zoo import create_model
     from ..zoo.index import SAVED_PREFIXES
 
-    classes = data.num_classes if hasattr(data, "num_classes") else len(data.classes)
-    if classes is None:
-        raise SegzooError(
-            f"--data {args.data} does not say how many classes there are: add --num-classes, or a dataset.json with "
-            '{"classes": ["road", "car", ...]} in it'
-        )
+    classes = _num_classes(args, data)
     saved = args.model.startswith(SAVED_PREFIXES)
     if args.pretrained and (saved or args.checkpoint):
         raise SegzooError(
@@ -243,10 +238,19 @@ def _model(args: argparse.Namespace, data: Any, recipe: Recipe) -> tuple[Model, 
         raise WeightsError(str(error).replace("checkpoint_path=", "--checkpoint FILE")) from error
     if args.checkpoint:
         return model, f"from {args.checkpoint}"
-    return (
-        model,
-        f"from {model.name if args.pretrained else args.model}" if args.pretrained or saved else "from scratch",
-    )
+    if args.pretrained:
+        return model, f"from {model.name}"
+    return model, f"from {args.model}" if saved else "from scratch"
+
+
+def _num_classes(args: argparse.Namespace, data: Any) -> int:
+    classes = data.num_classes if hasattr(data, "num_classes") else len(data.classes)
+    if classes is None:
+        raise SegzooError(
+            f"--data {args.data} does not say how many classes there are: add --num-classes, or a dataset.json with "
+            '{"classes": ["road", "car", ...]} in it'
+        )
+    return classes
 
 
 class _Report:

@@ -39,12 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if args.engine is not None and args.latency_ms is None:
         raise SegzooError(f"--engine {args.engine} is what --latency-ms is measured on; leave it out, or give both")
     from ..tuning import fit_reduction
-    from ..tuning.record import output_files, require_matplotlib
 
     if args.output is not None:  # refused before minutes of work
-        require_matplotlib()
-        if not args.overwrite and (taken := [file for file in output_files(args.output) if file.exists()]):
-            raise SaveError(f"{taken[0]} exists; give another folder as -o, or --overwrite")
+        _check_output(args)
     fit = fit_reduction(
         model_for_engine(args),
         args.images,
@@ -67,3 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if files:
         print(f"written: {', '.join(map(str, files))}")
     return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    from ..tuning.record import output_files, require_matplotlib
+
+    require_matplotlib()
+    if not args.overwrite and (taken := [file for file in output_files(args.output) if file.exists()]):
+        raise SaveError(f"{taken[0]} exists; give another folder as -o, or --overwrite")

@@ -449,6 +449,12 @@ def _leaf(model: nn.Module, name: str, attention: nn.Module, adapter: Adapter) -
     """
     if CHILD in attention._modules:
         return _leaf_of(attention)
+    _check_parts(name, attention, adapter)
+    return adapter.leaf(model, name, adapter.level(model, name))
+
+
+def _check_parts(name: str, attention: nn.Module, adapter: Adapter) -> None:
+    """SegzooError where the attention is not as its adapter knows it."""
     what = f"{name or 'the model'} ({_path(type(attention))}{_version_of(attention)})"
     missing = [part for part in adapter.needs if not hasattr(attention, part)]
     if missing:
@@ -461,7 +467,6 @@ def _leaf(model: nn.Module, name: str, attention: nn.Module, adapter: Adapter) -
         raise SegzooError(f"{what} has parts that its reduction does not know: {', '.join(extra)}")
     if "forward" in attention.__dict__:
         raise SegzooError(f"{what} has a forward that was put in place of its class's; reduce the model before that")
-    return adapter.leaf(model, name, adapter.level(model, name))
 
 
 def _version_of(attention: nn.Module) -> str:

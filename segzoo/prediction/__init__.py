@@ -1,4 +1,4 @@
-"""From an image to a Segmentation or a Pose: what runs (`makers`), how it looks (`protocol`, `views`, `sliding`), and
+"""From an image to a Segmentation or a Pose: what runs (`makers`), how it looks (`protocol`, `viewing`, `sliding`), and
 the walks themselves (`segmenting`, `posing`).
 """
 
@@ -7,7 +7,7 @@ from .posing import pose_many, predict_keypoints
 from .protocol import Protocol, protocol_of
 from .segmenting import predict, segment_many, segment_one
 from .sliding import slide_strips, strip_windows, windows
-from .views import AVERAGED, OnLook, views
+from .viewing import AVERAGED, OnLook, views
 
 __all__ = [
     "AVERAGED",

@@ -20,7 +20,7 @@ from ..results import Segmentation
 from .lists import all_or_raise, in_batches
 from .makers import ScoreMaker, mask_maker
 from .protocol import Protocol, protocol_of
-from .views import AVERAGED, OnLook, mean_of_views, views
+from .viewing import AVERAGED, OnLook, mean_of_views, views
 
 
 @overload

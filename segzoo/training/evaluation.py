@@ -270,7 +270,6 @@ def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Prog
         raise SegzooError("keypoints are measured of a model, not of an engine; leave out the engine")
     if not isinstance(model, Model) or not len(data):
         raise SegzooError(f"{_name(model)} is no keypoint model, or there are no samples")
-    coco = data.coco if isinstance(data, CocoKeypointData) else None
     found, results = [], []
     for i in progress(range(len(data))):
         sample = data[i]
@@ -282,15 +281,15 @@ def _keypoints(model: nn.Module | ScoreMaker, data: KeypointData, progress: Prog
         if isinstance(sample, Person):
             results.append(_coco_result(sample, keypoints.xy, keypoints.score))
     metrics = _pck_figures(torch.stack(found), data)
-    if coco is not None:
-        metrics = {**_average_precision(coco, results), **metrics}
+    if not isinstance(data, CocoKeypointData):
+        return _result("car corners", "", len(data), metrics, protocol="row", protocol_text="whole crop")
     return _result(
-        "car corners" if coco is None else "coco keypoints",
-        data.split if isinstance(data, CocoKeypointData) else "",
+        "coco keypoints",
+        data.split,
         len(data),
-        metrics,
+        {**_average_precision(data.coco, results), **metrics},
         protocol="row",
-        protocol_text="whole crop" if coco is None else f"true boxes, {BOX_MARGIN} times as wide, at the model's ratio",
+        protocol_text=f"true boxes, {BOX_MARGIN} times as wide, at the model's ratio",
     )
 
 

@@ -30,33 +30,52 @@ FROM_SCRATCH = "from scratch"
 
 def run_row(model: Model, data: Data, recipe: Recipe, start: str) -> PretrainedCfg:
     """The weights row of the trained model: the data's classes, and how the recipe shows images."""
+    shown = _as_classified(recipe) if isinstance(data, ClassificationData) else _as_segmented(recipe)
+    return PretrainedCfg(
+        **_kept(model, start),
+        **shown,
+        **_labels(data),
+        state="unpublished",
+        num_classes=model.num_classes,
+        input_size=recipe.at(recipe.steps).crop,
+        test_min_side=1,
+        test_mode="slide" if recipe.window else "whole",
+        crop=recipe.window,
+        stride=recipe.stride,
+        origin=f"segzoo train; {start}" if start else "segzoo train",
+    )
+
+
+def _kept(model: Model, start: str) -> dict[str, Any]:
+    """What holds on from the weights that it began with: how colours are scaled, and their terms."""
     before = model.pretrained_cfg or PretrainedCfg()
-    size = recipe.at(recipe.steps).size
-    classifier = isinstance(data, ClassificationData)
-    fields: dict[str, Any] = {
-        "state": "unpublished",
-        "num_classes": model.num_classes,
-        "input_size": recipe.at(recipe.steps).crop,
-        "resize": "exact" if classifier else "keep_ratio" if size else "none",
-        "test_size": recipe.crop if classifier else size or recipe.crop,
-        "test_min_side": 1,
-        "test_mode": "slide" if recipe.window else "whole",
-        "crop": recipe.window,
-        "stride": recipe.stride,
-        "label_set": None,
-        "label_names": data.classes if classifier else None,
-        "dataset": "" if classifier or data.name in ("folder", "list") else data.name,
-        "origin": f"segzoo train; {start}" if start else "segzoo train",
-    }
-    if isinstance(data, SegmentationData) and data.labels is not None:
-        known = data.labels.name in list_labels() and data.labels.classes == load_labels(data.labels.name).classes
-        fields |= {"label_set": data.labels.name} if known else {"label_names": data.labels.classes}
     kept = {name: getattr(before, name) for name in ("mean", "std", "size_divisor")}
     if len(before.mean) != model.in_chans:
         kept |= {"mean": IMAGENET_MEAN[:1] * model.in_chans, "std": IMAGENET_STD[:1] * model.in_chans}
-    if start != FROM_SCRATCH:  # the terms of the weights that it began with
+    if start != FROM_SCRATCH:
         kept |= {name: getattr(before, name) for name in ("license", "license_url", "commercial_use")}
-    return PretrainedCfg(**{**kept, **fields})
+    return kept
+
+
+def _as_classified(recipe: Recipe) -> dict[str, Any]:
+    return {"resize": "exact", "test_size": recipe.crop}
+
+
+def _as_segmented(recipe: Recipe) -> dict[str, Any]:
+    size = recipe.at(recipe.steps).size
+    return {"resize": "keep_ratio" if size else "none", "test_size": size or recipe.crop}
+
+
+def _labels(data: Data) -> dict[str, Any]:
+    """The classes, by the name of their set where it is one of segzoo's."""
+    if isinstance(data, ClassificationData):
+        return {"label_names": data.classes}
+    found = {"dataset": "" if data.name in ("folder", "list") else data.name}
+    if not isinstance(data, SegmentationData) or data.labels is None:
+        return found
+    labels = data.labels
+    known = labels.name in list_labels() and labels.classes == load_labels(labels.name).classes
+    return {**found, **({"label_set": labels.name} if known else {"label_names": labels.classes})}
 
 
 def with_figures(row: PretrainedCfg, result: Evaluation, step: int, reduction: str | None) -> PretrainedCfg:

@@ -63,15 +63,7 @@ def drive_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) 
         cfg: config of the model that must load the file strictly.
         force: ask the folder, and download the file, even if it is in the cache.
     """
-    if row.file and os.path.isabs(row.file):  # one that is there was taken before
-        raise WeightsError(f"pretrained_cfg_overlay={{'file': ...}} of {name}: {row.file} is no file on this machine")
-    folder = row.drive_folder or ""
-    folder = os.environ.get(FOLDER_VARIABLES.get(folder, ""), "") or folder
-    if not folder or not (row.file or row.drive_files):
-        raise WeightsError(
-            f"the weights row of {name} is 'drive' and has no folder, or nothing that says which file of it; give "
-            "pretrained_cfg_overlay={'drive_folder': ..., 'file': ...}"
-        )
+    folder = _folder(name, row)
     wanted = Wanted(
         name=name,
         file=row.file or f"the checkpoint of {name}",
@@ -83,6 +75,20 @@ def drive_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) 
     build = VARIANTS[name.partition(".")[0]].build
     key = digest_of_text(f"{folder} {row.file or row.drive_files} {name} {cfg!r}")
     return obtain(DriveFile(wanted, row.file, row.drive_files or "", key, lambda: build(cfg)), force=force)
+
+
+def _folder(name: str, row: PretrainedCfg) -> str:
+    """Where the row's file is to be looked for; WeightsError where the row says too little."""
+    if row.file and os.path.isabs(row.file):  # one that is there was taken before
+        raise WeightsError(f"pretrained_cfg_overlay={{'file': ...}} of {name}: {row.file} is no file on this machine")
+    recorded = row.drive_folder or ""
+    folder = os.environ.get(FOLDER_VARIABLES.get(recorded, ""), "") or recorded
+    if not folder or not (row.file or row.drive_files):
+        raise WeightsError(
+            f"the weights row of {name} is 'drive' and has no folder, or nothing that says which file of it; give "
+            "pretrained_cfg_overlay={'drive_folder': ..., 'file': ...}"
+        )
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)
