@@ -12,12 +12,16 @@ Every plan is then measured on the same held-out scenes: mIoU, mIoU of the small
 ones, too), and the share of pixels that are another class than without reduction, with a bootstrap interval over the
 scenes. Times are of the forward pass, all plans in turn, round by round, as ratios to no reduction: with torch's fused
 attention, and with the one that holds the matrix of scores. Plans at equal time are found in that column. Peak memory
-is that of live tensors.
+is that of live tensors. The search takes an hour or so and may share the machine, the times may not:
+
+    python benchmarks/arena.py edaformer_t.scenes --rounds 0
+    python benchmarks/arena.py edaformer_t.scenes --times benchmarks/results/arena_edaformer_t.scenes_scenes_....csv
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import json
 import statistics
@@ -229,11 +233,8 @@ def rows_of(args: argparse.Namespace, model: SegmentationModel, field: Sequence[
     base = segzoo.cost(model, size).macs
     plans = [contestant.plan for contestant in field if contestant.plan is not None]
     confusion, changed = accuracy(model, plans, data, args.scenes, size)
-    maker = score_maker(model)
-    x = to_input(data.render(seed=FIRST_HELD_OUT_SEED, size=size)[0], size, maker.row, maker.like)
-    fused = time_ratios(model, plans, x, args.rounds, fused=True)
-    plain = time_ratios(model, plans, x, args.rounds, fused=False)
-    measured = iter(zip(plans, confusion, changed, fused, plain, strict=True))
+    x = input_of(model, data, size)
+    measured = iter(zip(plans, confusion, changed, strict=True))
     rows = []
     for contestant in field:
         row: dict[str, Any] = {
@@ -254,7 +255,7 @@ def rows_of(args: argparse.Namespace, model: SegmentationModel, field: Sequence[
             **conditions(torch, segzoo),
         }
         if contestant.plan is not None:
-            plan, matrix, changes, fused_ratio, plain_ratio = next(measured)
+            plan, matrix, changes = next(measured)
             low, high = bootstrap_interval(changes)
             row |= {
                 "miou": rounded(matrix.miou()),
@@ -262,8 +263,6 @@ def rows_of(args: argparse.Namespace, model: SegmentationModel, field: Sequence[
                 "changed": rounded(changes.mean()),
                 "changed_low": rounded(low),
                 "changed_high": rounded(high),
-                "time_fused": rounded(fused_ratio),
-                "time_materialised": rounded(plain_ratio),
                 "memory_mb": round(memory(model, plan, x), 1),
                 "plan": json.dumps({site: value for site, value in json.loads(plan.to_json()).items() if value != 1}),
             }
@@ -273,12 +272,37 @@ def rows_of(args: argparse.Namespace, model: SegmentationModel, field: Sequence[
     return rows
 
 
+def input_of(model: SegmentationModel, data: Data, size: tuple[int, int]) -> Tensor:
+    maker = score_maker(model)
+    return to_input(data.render(seed=FIRST_HELD_OUT_SEED, size=size)[0], size, maker.row, maker.like)
+
+
+def add_times(rows: Sequence[dict[str, Any]], model: SegmentationModel, x: Tensor, rounds: int) -> None:
+    """The time ratios of every row that has a plan, and the conditions under which they were measured."""
+    planned = [row for row in rows if row["plan"]]
+    plans = [plan_of(model, row["plan"]) for row in planned]
+    for column, fused in (("time_fused", True), ("time_materialised", False)):
+        for row, ratio in zip(planned, time_ratios(model, plans, x, rounds, fused=fused), strict=True):
+            row |= {column: rounded(ratio), "rounds": rounds, "threads": torch.get_num_threads()}
+
+
+def plan_of(model: SegmentationModel, text: str) -> Plan:
+    """The plan of a row; the model is left as it was."""
+    with segzoo.inference_reduction(model, json.loads(text)) as plan:
+        return plan
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def winners(rows: Sequence[Mapping[str, Any]]) -> None:
     """At each share the three kinds with the highest mIoU."""
     for share in SHARES:
-        reached = [row for row in rows if row["macs_share"] == share and row["miou"] != ""]
-        best = sorted(reached, key=lambda row: -row["miou"])[:3]
-        text = ", ".join(f"{row['kind']} at {row['side']} {row['miou']:.4f} (time {row['time_fused']})" for row in best)
+        reached = [row for row in rows if row["macs_share"] in (share, str(share)) and row["miou"] != ""]
+        best = sorted(reached, key=lambda row: -float(row["miou"]))[:3]
+        text = ", ".join(f"{row['kind']} at {row['side']} {row['miou']} (time {row['time_fused']})" for row in best)
         print(f"{share} of the MACs: {text or 'nobody reaches it'}")
 
 
@@ -295,7 +319,8 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=8, help="scenes on which plans are searched")
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 512), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=15, help="paired timing rounds")
+    parser.add_argument("--rounds", type=int, default=15, help="paired timing rounds; 0: no times")
+    parser.add_argument("--times", type=Path, help="measure the times of this table's plans, and nothing else")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of entries (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="file of the table (default: in benchmarks/results)")
@@ -304,11 +329,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data, size = DATA[args.data], tuple(args.size)
     model = load(args.model, args.checkpoint, len(data.classes))
-    images = [data.render(seed=FIRST_FIT_SEED + i, size=size)[0] for i in range(args.fit)]
-    field = contestants(model, images, size, args.kinds)
-    rows = rows_of(args, model, field)
+    if args.times:
+        rows = read_table(args.times)
+    else:
+        images = [data.render(seed=FIRST_FIT_SEED + i, size=size)[0] for i in range(args.fit)]
+        rows = rows_of(args, model, contestants(model, images, size, args.kinds))
+    if args.rounds:
+        add_times(rows, model, input_of(model, data, size), args.rounds)
     winners(rows)
-    write_table(rows, args.csv or RESULTS / f"arena_{args.model}_{args.data}_{size[0]}x{size[1]}_cpu{args.threads}.csv")
+    write_table(
+        rows,
+        args.csv or args.times or RESULTS / f"arena_{args.model}_{args.data}_{size[0]}x{size[1]}_cpu{args.threads}.csv",
+    )
 
 
 if __name__ == "__main__":
