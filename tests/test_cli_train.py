@@ -70,7 +70,6 @@ def test_lists_and_files(street, capsys):
     ("words", "sentence"),
     [
         (["--during-training"], "--during-training says when a reduction is in force; add --reduction PLAN"),
-        (["--set", "ema"], "--set ema: write NAME=VALUE"),
         (["--set", "ema_deca=0.9"], "a training recipe has no 'ema_deca'; did you mean ema_decay?"),
         (["--set", "loss=dice"], "loss of a training recipe must be one of ce, ohem, atm, not 'dice'"),
         (["--recipe", "segformr"], "no recipe is called 'segformr'; recipes: edaformer"),
@@ -78,7 +77,7 @@ def test_lists_and_files(street, capsys):
         (["--split", "test"], "has no split 'test'"),
         (["--pretrained"], "test_segformer"),
         (["--workers", "-1"], "--workers must not be negative"),
-        (["--set", "crop=256"], "--set crop=256 and --crop say the same; leave one of them out"),
+        (["--set", "crop=256"], "--set crop and --crop say the same; leave one of them out"),
         (["--set", "mixup=0.2"], "mixup has no meaning in a training of masks: add --set mixup=0"),
     ],
 )
@@ -86,6 +85,12 @@ def test_refusals(words, sentence, street, capsys):
     assert main(["train", "test_segformer", "--data", "street", "-o", "run", *SMALL, *words]) == 2
     assert sentence in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_a_value_without_a_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "test_segformer", "--data", "street", "-o", "run", "--set", "ema"])
+    assert "argument --set: ema is not NAME=VALUE" in capsys.readouterr().err
 
 
 def test_classes_that_nobody_named(street, capsys):

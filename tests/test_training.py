@@ -381,6 +381,12 @@ def test_refuses_other_data_and_folders(data, tmp_path, monkeypatch):
     other = dataclasses.replace(recipe, lr=1.0)
     with pytest.raises(SegzooError, match=r"holds another training: recipe\.lr was 0\.001 and is now 1\.0"):
         train(made(), data, recipe=other, folder=tmp_path / "run", cpu=True)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    del record["recipe"]["class_balance"]  # as of a version whose recipes had no such value: it had today's default
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    assert train(made(), data, recipe=recipe, folder=tmp_path / "run", cpu=True).step == 1
+    with pytest.raises(SegzooError, match=r"recipe\.class_balance was 0\.0 and is now 0\.5"):
+        train(made(), data, recipe=dataclasses.replace(recipe, class_balance=0.5), folder=tmp_path / "run", cpu=True)
     (tmp_path / "own").mkdir()
     (tmp_path / "own/thesis.txt").write_text("")
     with pytest.raises(SegzooError, match="is no folder of a training"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from .._errors import SegzooError
 
 DEFAULT_MODEL = "edaformer_t.scenes"
+WORDS = {"none": None, "true": True, "false": False}
 
 
 def positive(text: str) -> int:
@@ -19,10 +21,12 @@ def positive(text: str) -> int:
 
 
 def named_value(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, where the value is JSON, or a text that needs no quotes."""
-    name, equals, value = text.partition("=")
+    """NAME=VALUE, where the value is JSON, none, true or false in any case, or a text that needs no quotes."""
+    name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    if value.lower() in WORDS:
+        return name, WORDS[value.lower()]
     try:
         return name, json.loads(value)
     except ValueError:
@@ -54,8 +58,14 @@ def add_compiled(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_given(options: Mapping[str, object], why: str) -> None:
+    """Raises SegzooError at the first option whose value says that it was given."""
+    for option, given in options.items():
+        if given:
+            raise SegzooError(f"{option} {why}; leave it out")
+
+
 def refuse_beside(option: str, args: argparse.Namespace, names: tuple[str, ...]) -> None:
     """Raises SegzooError where one of the options `names` is given, too."""
-    for name in names:
-        if getattr(args, name.lstrip("-").replace("-", "_"), None):
-            raise SegzooError(f"{name} does not go with {option}: what it sets is fixed there; leave one of them out")
+    given = {name: getattr(args, name.lstrip("-").replace("-", "_"), None) for name in names}
+    refuse_given(given, f"does not go with {option}: what it sets is fixed there")

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from .._errors import SegzooError
-from .arguments import positive
+from .arguments import positive, refuse_given
 from .output import print_json, progress
 
 DRAWN_NAMES = ("scenes", "context")  # of `segzoo.data.segmentation.DRAWN`
@@ -61,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse(args: argparse.Namespace, *options: str) -> None:
-    for option in options:
-        if getattr(args, option[2:].replace("-", "_")) is not None:
-            raise SegzooError(f"{option} is not of `segzoo data {args.action}`; leave it out")
+    given = {option: getattr(args, option[2:].replace("-", "_")) is not None for option in options}
+    refuse_given(given, f"is not of `segzoo data {args.action}`")
 
 
 def _draw(args: argparse.Namespace) -> int:

@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .._errors import ImageError, SaveError, SegzooError
 from ..labels import load_labels
 from ..zoo.index import check_name
-from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive
+from .arguments import DEFAULT_MODEL, add_engine, add_weights, positive, refuse_given
 from .inputs import Input, find_inputs, is_url
 from .loading import score_maker_of
 from .output import Steps, progress, say, say_error, say_json
@@ -111,9 +111,9 @@ def _kind_of(args: argparse.Namespace) -> Kind:
         of_masks = {"--mode": args.mode, "--flip": args.flip, "--no-legend": args.no_legend}
         of_masks |= {"--raster": args.raster, "--bands": args.bands, "--range": args.range}
         of_masks |= {"--scales": args.scales != [1.0], "--alpha": args.alpha != 0.5}
-        _refuse_given(of_masks, f"is of masks, and {args.model} finds keypoints")
+        refuse_given(of_masks, f"is of masks, and {args.model} finds keypoints")
         return Kind(SavedPose.of, _find_all)
-    _refuse_given({"--min-score": args.min_score is not None}, f"is of keypoints, and {args.model} makes masks")
+    refuse_given({"--min-score": args.min_score is not None}, f"is of keypoints, and {args.model} makes masks")
     return Kind(SavedFiles.of, _segment_all)
 
 
@@ -134,19 +134,13 @@ def _with_rasters(args: argparse.Namespace, inputs: Sequence[Input]) -> list[Inp
     first = next((item.source for item in marked if item.raster), None)
     if first is None:
         of_rasters = {"--bands": args.bands, "--range": args.range}
-        _refuse_given(of_rasters, "is of rasters, and none of the images is taken for one (--raster takes all)")
+        refuse_given(of_rasters, "is of rasters, and none of the images is taken for one (--raster takes all)")
         return marked
     check_installed()
     of_images = {"--resize": args.resize, "--mode whole": args.mode == "whole"}
     of_images |= {"--scales": args.scales != [1.0], "--flip": args.flip}
-    _refuse_given(of_images, f"is not of rasters, such as {first} (--no-raster takes it for an image)")
+    refuse_given(of_images, f"is not of rasters, such as {first} (--no-raster takes it for an image)")
     return marked
-
-
-def _refuse_given(options: Mapping[str, object], why: str) -> None:
-    for option, given in options.items():
-        if given:
-            raise SegzooError(f"{option} {why}; leave it out")
 
 
 def output_files(inputs: Sequence[Input], folder: Path, places_of: Callable[[Path], Places]) -> list[Places]:

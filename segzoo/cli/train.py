@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import SegzooError, WeightsError
 from ..zoo.index import check_name
-from .arguments import positive
+from .arguments import named_value, positive
 from .output import print_json, print_table, progress, say
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--set",
         action="append",
+        type=named_value,
         default=[],
         metavar="NAME=VALUE",
         help="any value of the recipe; a wrong name lists all",
@@ -117,14 +117,11 @@ def _recipe(args: argparse.Namespace, data: Any) -> Recipe:
     labels = getattr(data, "labels", None)
     recipe = load_recipe(name, label_set=labels.name if labels else None)
     values: dict[str, Any] = {}
-    for text in args.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise SegzooError(f"--set {text}: write NAME=VALUE, such as --set ema_decay=0.999")
-        key = key.strip().replace("-", "_")
+    for name, value in args.set:
+        key = name.replace("-", "_")
         if getattr(args, key, None) is not None and key in SHORT_CUTS:
-            raise SegzooError(f"--set {text} and --{key.replace('_', '-')} say the same; leave one of them out")
-        values[key] = _value(value.strip())
+            raise SegzooError(f"--set {name} and --{key.replace('_', '-')} say the same; leave one of them out")
+        values[key] = value
     values |= {name: getattr(args, name) for name in SHORT_CUTS if getattr(args, name) is not None}
     if isinstance(values.get("steps"), int):
         recipe = recipe.lasting(values["steps"])
@@ -137,17 +134,6 @@ def _saved_recipe(model: str) -> str | None:
     from ..zoo.recipe import blueprint
 
     return recipe_of(blueprint(model).name)
-
-
-def _value(text: str) -> Any:
-    """A value of --set: JSON, or else a word."""
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _open(args: argparse.Namespace) -> tuple[Any, Any]:

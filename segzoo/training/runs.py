@@ -75,6 +75,8 @@ class RunFolder:
         return self.folder.is_dir() and all(place.match(PARTIALS) for place in self.folder.iterdir())
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        defaults = json.loads(json.dumps(Recipe().to_dict()))  # of values that recipes did not have then
+        old = {**old, "recipe": {**defaults, **old.get("recipe", {})}}
         for name in MUST_AGREE:
             before, now = old.get(name), new.get(name)
             if before == now:
