@@ -1,8 +1,9 @@
 """Hooks of mkdocs for the site, which `mkdocs.yml` names.
 
 Pages link to files of the repository that lie outside docs/, as GitHub needs it. The site takes these files in, below
-repository/, and what they link to in turn; links are rewritten, so that they hold in both places and nothing depends on
-an address. After the build, a page that would fetch anything from elsewhere is refused.
+repository/, and what they link to in turn; folders and programs get a page that shows them. Links are rewritten, so that
+they hold in both places and nothing depends on an address. After the build, a page that would fetch anything from
+elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 TAKEN_IN = "repository/"
+SHOWN = {".py": "python", ".toml": "toml"}  # suffix of a file that gets a page -> language
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 # What a browser fetches by itself; a link that a reader follows is no such thing.
@@ -39,10 +42,13 @@ def folder_of(uri: str) -> Path:
 
 
 def uri_of(path: Path) -> str:
-    """Where a file of the repository stands in the site; of a folder it is a page that lists it."""
+    """Where a file of the repository stands in the site."""
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
-    return TAKEN_IN + (path / "index.md" if path.is_dir() else path).relative_to(ROOT).as_posix()
+    uri = TAKEN_IN + path.relative_to(ROOT).as_posix()
+    if path.is_dir():
+        return f"{uri}/index.md"
+    return f"{uri}.md" if path.suffix in SHOWN else uri
 
 
 def target(link: str, uri: str) -> Path | None:
@@ -61,27 +67,30 @@ def rewritten(markdown: str, uri: str) -> str:
     return LINK.sub(replace, markdown)
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path) -> str | None:
+    """The page of a file or folder; None if it stands in the site as it is."""
+    name = path.relative_to(ROOT).as_posix()
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.is_file() and not file.name.startswith((".", "_")))
-        return f"# `{path.relative_to(ROOT).as_posix()}`\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
-    return path.read_text(encoding="utf-8") if path.suffix == ".md" else ""
+        return f"# `{name}`\n\n" + "".join(f"- [{file}]({file})\n" for file in names)
+    if path.suffix in SHOWN:
+        code = path.read_text(encoding="utf-8")
+        return f"{NOT_SEARCHED}# `{name}`\n\n````{SHOWN[path.suffix]}\n{code}````\n"
+    return path.read_text(encoding="utf-8") if path.suffix == ".md" else None
 
 
 def taken_in(uris: Iterable[str]) -> dict[str, Path]:
     """What the pages `uris` link to outside docs/, and what that links to: URI -> file or folder."""
     found: dict[str, Path] = {}
-    waiting = list(uris)
+    waiting = [(uri, folder_of(uri) / PurePosixPath(uri).name) for uri in uris]
     while waiting:
-        uri = waiting.pop()
-        path = found.get(uri, folder_of(uri) / PurePosixPath(uri).name)
+        uri, path = waiting.pop()
         if uri.startswith(TAKEN_IN):
             found[uri] = path
-        for link in LINK.findall(text_of(path)):
+        for link in LINK.findall((not path.suffix or path.suffix == ".md") and text_of(path) or ""):
             to = target(link, uri)
             if to is not None and uri_of(to).startswith(TAKEN_IN) and uri_of(to) not in found:
-                found[uri_of(to)] = to
-                waiting.append(uri_of(to))
+                waiting.append((uri_of(to), to))
     return found
 
 
@@ -108,10 +117,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = [file.src_uri for file in files.documentation_pages()]
     pages += [uri for uri in in_nav(config.nav or []) if uri.startswith(TAKEN_IN)]
     for uri, path in taken_in(pages).items():
-        if path.is_dir():
-            files.append(File.generated(config, uri, content=text_of(path)))
-        else:
-            files.append(File.generated(config, uri, abs_src_path=str(path)))
+        text = text_of(path)
+        source = {"abs_src_path": str(path)} if text is None else {"content": text}
+        files.append(File.generated(config, uri, **source))
     return files
 
 
