@@ -227,8 +227,11 @@ def tables(folder: Path = RESULTS) -> list[Table]:
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A table, without the columns in which nothing stands."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    kept = [i for i in range(len(head)) if any(row[i] for row in cells)]
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines)
 
 
 def page(family: Family, measured: Sequence[Table]) -> str:
@@ -334,7 +337,6 @@ def measured_section(family: Family, measured: Sequence[Table]) -> list[str]:
 
 
 def measured_table(table: Table) -> str:
-    """With the columns that something was measured for."""
     columns = {
         "model": lambda p: f"`{p.model}`" if len({q.model for q in table.points}) > 1 else "",
         "reduction": lambda p: p.reduction + (f", at most {p.share} of the MACs" if p.share else ""),
@@ -345,9 +347,7 @@ def measured_table(table: Table) -> str:
         "changed pixels": lambda p: f"{float(p.changed):.2%}" if p.changed else "",
         "time": lambda p: p.time,
     }
-    cells = {name: [str(cell(point)) for point in table.shown()] for name, cell in columns.items()}
-    cells = {name: values for name, values in cells.items() if any(values)}
-    return grid(list(cells), zip(*cells.values(), strict=True))
+    return grid(list(columns), [[cell(point) for cell in columns.values()] for point in table.shown()])
 
 
 def _source(table: Table) -> str:
@@ -363,11 +363,11 @@ def index(measured: Sequence[Table]) -> str:
         names = own_variants(family)
         params = [variant.params / 1e6 for variant in names.values() if variant.params]
         gmacs = [row.gmacs for row in costs() if row.model in names and row.reduction == "base"]
-        first = about(family).split("\n\n")[0].rstrip(".")
+        sentence = re.sub(r" \((?:[^()]|\([^()]*\))*\)", "", about(family).split("\n\n")[0]).rstrip(".")
         rows.append(
             [
                 f"[{title_of(family)}]({family.name}.md)",
-                first,
+                re.sub(rf"^{re.escape(title_of(family))}[:,] ", "", sentence),
                 len(names),
                 span(params, ".1f"),
                 span(gmacs, ".1f"),

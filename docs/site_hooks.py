@@ -1,9 +1,9 @@
 """Hooks of mkdocs for the site, which `mkdocs.yml` names.
 
 Pages link to files of the repository that lie outside docs/, as GitHub needs it. The site takes these files in, below
-repository/, and what they link to in turn; folders and programs get a page that shows them. Links are rewritten, so that
-they hold in both places and nothing depends on an address. After the build, a page that would fetch anything from
-elsewhere is refused.
+repository/, and what they link to in turn; folders and programs get a page that shows them. Links are rewritten, so
+that they hold in both places and nothing depends on an address. Pictures lead to themselves in full size. After the
+build, a page that would fetch anything from elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -125,6 +125,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     return rewritten(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return re.sub(r'(<img\b[^>]*\ssrc="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
