@@ -268,9 +268,10 @@ def variants_section(family: Family) -> list[str]:
         *(f"`{name}`: {variant.note}" for name, variant in names.items() if variant.note),
     ]
     known = blueprint(next(iter(names))).preset_accuracy
-    told = [f'"{name}" {what}' for name, what in known.items()]
+    told = {what: [f'"{name}"' for name in known if known[name] == what] for what in known.values()}
     if told:
-        parts.append(f"What the presets cost in accuracy: {'; '.join(told)}.")
+        sentences = "; ".join(f"{', '.join(presets)}: {what}" for what, presets in told.items())
+        parts.append(f"What the presets cost in accuracy: {sentences}.")
     if aliases(family):
         parts.append(
             "Names of the same models with a preset set: "
