@@ -184,6 +184,7 @@ def test_the_start(folder):
         build_parser().parse_args(line.split()[1:])
 
 
+@pytest.mark.slow
 def test_the_idea(capsys):
     run("idea.md")
     assert "encoder.1" in capsys.readouterr().out
