@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-exhaustive test-oldest mutants fuzz check format index wheel wheel-test clean
+.PHONY: help demo test test-slow test-exhaustive test-oldest mutants fuzz check format index docs wheel wheel-test clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -44,14 +44,19 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
 	$(ANNOUNCE)
 	$(PIP) -e '.[test]'
 	@du -sh $(VENV)
-	@touch $@ $(VENV)/.stamp-core
+	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-docs
 
 # The type checker reads the packages that segzoo imports, so it needs what the tests do.
 $(VENV)/.stamp-check: $(VENV)/.stamp-venv pyproject.toml
 	$(ANNOUNCE)
 	$(PIP) -e '.[test,dev]'
 	@du -sh $(VENV)
-	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-test
+	@touch $@ $(VENV)/.stamp-core $(VENV)/.stamp-test $(VENV)/.stamp-docs
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-venv pyproject.toml
+	$(ANNOUNCE)
+	$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/.stamp-core
 
 $(VENV)/.stamp-build: $(VENV)/.stamp-venv
 	$(PIP) build
@@ -102,6 +107,10 @@ format: $(VENV)/.stamp-check  ## let ruff sort imports and format the code
 
 index: $(VENV)/.stamp-core  ## names, weights rows and figures anew, after a family has changed
 	$(BIN)/python -m segzoo.zoo.index
+
+# The variable silences what the theme has to say about other versions of mkdocs.
+docs: $(VENV)/.stamp-docs  ## the documentation as a site, in build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # `python -m build` makes the wheel from the source archive, so that both are proved complete.
 wheel: $(VENV)/.stamp-build  ## source archive and wheel in build/dist/
