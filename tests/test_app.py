@@ -335,7 +335,7 @@ def test_a_click_shows_mask_changes_and_costs(bench, tiny, photo):
     changed_HW = np.ptp(np.asarray(changes), axis=2) > 0
     masks = (answer.trained.result.mask, answer.reduced.result.mask)
     assert changed_HW[masks[0] != masks[1]].all() and answer.changed_pixels <= changed_HW.sum()
-    assert f"{answer.trained.macs / 1e9:.3f}</td><td>{answer.reduced.macs / 1e9:.3f}" in summary
+    assert f"{answer.trained.macs / 1e9:.3g}</td><td>{answer.reduced.macs / 1e9:.3g}" in summary
     assert f"{answer.changed_pixels:,} of 15,000 pixels" in changes_legend
     for name, area in answer.reduced.result.areas().items():
         assert name in legend
@@ -390,10 +390,17 @@ def test_sliders_follow_the_model_and_the_preset(bench, tiny):
 
 
 @pytest.mark.parametrize(
-    ("method", "length", "status"),
-    [("POST", b"100", 200), ("POST", str(page.MAX_BODY + 1).encode(), 413), ("POST", None, 411), ("GET", None, 200)],
+    ("method", "path", "length", "status"),
+    [
+        ("POST", "/gradio_api/upload", b"100", 200),
+        ("POST", "/gradio_api/upload", str(page.MAX_BODY + 1).encode(), 413),
+        ("POST", "/gradio_api/queue/join", None, 411),
+        ("GET", "/", None, 200),
+        ("GET", "/gradio_api/file=/tmp/x.png", None, 404),
+        ("HEAD", "/file=https://example.com", None, 404),
+    ],
 )
-def test_requests_that_are_too_large_are_not_received(method, length, status):
+def test_what_the_gate_lets_in(method, path, length, status):
     pytest.importorskip("starlette")
     sent = []
 
@@ -404,8 +411,8 @@ def test_requests_that_are_too_large_are_not_received(method, length, status):
         sent.append(message)
 
     headers = [] if length is None else [(b"content-length", length)]
-    scope = {"type": "http", "method": method, "headers": headers, "path": "/"}
-    asyncio.run(page.BodyLimit(app)(scope, lambda: pytest.fail("received"), send))
+    scope = {"type": "http", "method": method, "headers": headers, "path": path}
+    asyncio.run(page.Gate(app)(scope, lambda: pytest.fail("received"), send))
     assert sent[0]["status"] == status
 
 
@@ -424,7 +431,7 @@ def test_what_is_no_port_is_refused(arguments, capsys):
 
 
 def test_a_mistyped_model_is_refused_before_anything_is_loaded(monkeypatch, capsys):
-    monkeypatch.setattr(page, "need_gradio", lambda: pytest.fail("too late"))
+    monkeypatch.setattr(page, "check_installed", lambda: pytest.fail("too late"))
     assert main(["app", "--model", "edaformer_x"]) == 2
     assert "unknown model 'edaformer_x'" in capsys.readouterr().err
 

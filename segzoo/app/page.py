@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import importlib.util
 import io
 import os
 import signal
@@ -64,8 +65,10 @@ def serve(bench: Bench, *, host: str, port: int, on_ready: Callable[[str], objec
     Raises:
         SegzooError: gradio is not installed, or the address cannot be taken.
     """
+    check_installed()
     with tempfile.TemporaryDirectory(prefix="segzoo-app-") as folder, _environment(folder, host):
-        gradio = need_gradio()
+        import gradio  # makes a folder of its own for what it receives, unless it is told one
+
         page = build(bench, gradio)
         try:
             _, address, _ = page.launch(
@@ -80,7 +83,7 @@ def serve(bench: Bench, *, host: str, port: int, on_ready: Callable[[str], objec
                 run_history=False,
                 footer_links=[],
                 max_file_size=MAX_BYTES,
-                app_kwargs={"middleware": [_body_limit()], "docs_url": None, "redoc_url": None},
+                app_kwargs={"middleware": [_gate()], "docs_url": None, "redoc_url": None},
                 theme=gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
                 css=CSS,
             )
@@ -96,13 +99,10 @@ def serve(bench: Bench, *, host: str, port: int, on_ready: Callable[[str], objec
             page.close(verbose=False)
 
 
-def need_gradio() -> Any:
-    """Gradio. Raises SegzooError, naming the extra, where it is not installed."""
-    try:
-        import gradio
-    except ImportError as error:
-        raise SegzooError(f"the page needs gradio ({error}); install it with pip install 'segzoo[app]'") from None
-    return gradio
+def check_installed() -> None:
+    """Raises SegzooError, naming the extra, where Gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise SegzooError("the page needs gradio; install it with pip install 'segzoo[app]'")
 
 
 @contextlib.contextmanager
@@ -135,14 +135,15 @@ def _wait() -> None:
             signal.signal(number, handler)
 
 
-def _body_limit() -> Any:
+def _gate() -> Any:
     from starlette.middleware import Middleware
 
-    return Middleware(BodyLimit)
+    return Middleware(Gate)
 
 
-class BodyLimit:
-    """ASGI middleware: a request says how long its body is, and one of more than MAX_BODY is not received."""
+class Gate:
+    """ASGI middleware: no file that was received is given out, and no request is received that has more than MAX_BODY
+    bytes or does not say how many."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -150,15 +151,23 @@ class BodyLimit:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
 
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            refusal = (
-                (411, "say how long the request is") if not length.isdigit() else (413, "the request is too large")
-            )
-            if not length.isdigit() or int(length) > MAX_BODY:
-                await PlainTextResponse(refusal[1], status_code=refusal[0])(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        refusal = _refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+        else:
+            await PlainTextResponse(refusal[1], status_code=refusal[0])(scope, receive, send)
+
+
+def _refusal(request: Any) -> tuple[int, str] | None:
+    """Status and text of the answer to a request that is not to be received."""
+    if request["path"].startswith(("/gradio_api/file", "/file")):
+        return 404, "no file is given out"
+    if request["method"] in ("GET", "HEAD", "OPTIONS"):
+        return None
+    length = dict(request["headers"]).get(b"content-length", b"")
+    if not length.isdigit():
+        return 411, "say how long the request is"
+    return (413, "the request is too large") if int(length) > MAX_BODY else None
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

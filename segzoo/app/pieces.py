@@ -63,7 +63,7 @@ def summary(answer: Answer) -> str:
     work = f"{100 * reduced.macs / trained.macs:.0f} %"
     time = f"{100 * reduced.seconds / trained.seconds:.0f} %"
     rows = [
-        ("GMACs", f"{trained.macs / 1e9:.3f}", f"{reduced.macs / 1e9:.3f}", work),
+        ("GMACs", gmacs(trained.macs), gmacs(reduced.macs), work),
         ("milliseconds", f"{1000 * trained.seconds:.1f}", f"{1000 * reduced.seconds:.1f}", time),
     ]
     return (
@@ -147,6 +147,11 @@ def with_code(text: str) -> str:
 def swatch(labels: LabelSet, index: int) -> str:
     colour = ",".join(map(str, labels.palette[index]))
     return f'<i class="sz-swatch" style="background:rgb({colour})"></i>'
+
+
+def gmacs(macs: int) -> str:
+    """Three digits behind the point, and of a tiny model the first three that count."""
+    return f"{macs / 1e9:.3f}" if macs >= 1e8 else f"{macs / 1e9:.3g}"
 
 
 def percent(share: float) -> str:

@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     for name in args.model:
         check_name(name)  # before torch is loaded
     from ..app.bench import Bench
-    from ..app.page import need_gradio, serve
+    from ..app.page import check_installed, serve
     from ..app.shelf import fetch, names_here, offer
 
-    need_gradio()  # before anything is fetched
+    check_installed()  # before anything is fetched
     for name in args.model:
         fetch(name)
     bench = Bench(offer(args.model, names_here()))
