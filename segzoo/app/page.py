@@ -34,6 +34,9 @@ QUALITY = 90  # of the pictures that are shown
 ABOUT_REDUCTION = "how many tokens attention sees: a preset, or a factor for each of its sites (.q: on its queries)"
 NO_PICTURE = "choose a picture: upload one, take one, or take a scene"
 
+# The browser says "input" also where a picture is removed, and sends the removed one, which it has as text already.
+ONLY_FRESH = "picture => [picture && picture.url && picture.url.startsWith('data:') ? null : picture]"
+
 CSS = """
 .sz-headline {font-size: 1.15rem; margin: 0 0 .6rem}
 .sz-note {font-size: .85rem; opacity: .75; margin: 0}
@@ -49,8 +52,9 @@ CSS = """
 .sz-swatch {display: inline-block; width: .95em; height: .95em; margin-right: .4em; vertical-align: -.1em;
   border: 1px solid #0006; border-radius: 2px}
 #overlay .image-frame, #changes .image-frame {width: 100%}
-#overlay .image-frame img, #changes .image-frame img {width: 100%; max-height: 75vh}
-#sites > div {display: grid; grid-template-columns: 1fr 1fr}
+#overlay .image-frame img, #changes .image-frame img {width: 100%; max-height: 75vh; object-fit: contain !important}
+#sites > div:not(:has(*)) {display: none}
+#sites > div:has(*) {display: grid; grid-template-columns: 1fr 1fr}
 @media (max-width: 480px) {.sz-table th, .sz-table td {padding: .25rem .25rem; font-size: .85rem}}
 """
 
@@ -243,7 +247,7 @@ def build(bench: Bench, gr: Any) -> Any:
         page.load(functools.partial(bench.scene, SCENES[0]), None, picture, **quiet).then(**run)
         for button, seed in zip(scenes, SCENES, strict=True):
             button.click(functools.partial(bench.scene, seed), None, picture, **quiet).then(**run)
-        picture.input(take, picture, [picture, refusal], **quiet).then(**run)
+        picture.input(take, picture, [picture, refusal], js=ONLY_FRESH, **quiet).then(**run)
         follow = functools.partial(follow_model, bench, gr.update)
         model.input(follow, model, [reduction, *sliders], **quiet).then(**run)
         adjust = functools.partial(follow_reduction, bench, gr.update)
