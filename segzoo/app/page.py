@@ -47,7 +47,7 @@ CSS = """
 .sz-table th, .sz-table td {padding: .25rem .5rem; border: none; border-bottom: 1px solid var(--border-color-primary);
   text-align: right; font-weight: 400; white-space: nowrap}
 .sz-table th:first-child {text-align: left; white-space: normal}
-.sz-table tr:first-child th {font-weight: 600}
+.sz-table tr:first-child th {font-weight: 600; white-space: normal}
 .sz-legend {display: flex; flex-wrap: wrap; gap: .3rem .9rem; font-size: .95rem}
 .sz-swatch {display: inline-block; width: .95em; height: .95em; margin-right: .4em; vertical-align: -.1em;
   border: 1px solid #0006; border-radius: 2px}
