@@ -8,7 +8,7 @@ import sys
 from ..zoo.index import check_name
 from .output import say, say_json
 
-SUMMARY = "open a page to try models and reductions in a browser"
+SUMMARY = "serve a page to try models and reductions in a browser"
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
