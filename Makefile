@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-exhaustive test-oldest mutants fuzz check format index docs wheel wheel-test clean
+.PHONY: help demo test test-slow browser test-exhaustive test-oldest mutants fuzz check format index docs wheel wheel-test \
+	clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -73,6 +74,14 @@ test: $(VENV)/.stamp-test  ## the fast tests
 # The largest models take several gigabytes each: no more than two processes.
 test-slow: $(VENV)/.stamp-test  ## the slow tests: every model name
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
+
+# The tests of the page drive it; without it they are skipped, but where CI is set. Needs root, or sudo.
+browser:  ## install Debian's Chromium, if there is none
+	@if test -z "$$SEGZOO_CHROMIUM" && ! command -v chromium && ! command -v chromium-browser; then \
+		sudo=$$(test "$$(id -u)" -eq 0 || echo sudo); \
+		$$sudo apt-get update --quiet && \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium; \
+	fi
 
 test-exhaustive: $(VENV)/.stamp-test  ## further combinations of family, reduction, form and engine, beyond the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive $(PYTEST_ARGS)

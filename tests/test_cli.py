@@ -50,7 +50,7 @@ def test_help_loads_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for verb in ("list", "info", "predict", "demo", "tune", "convert", "publish"):
+    for verb in ("list", "info", "predict", "demo", "tune", "convert", "publish", "app"):
         assert verb in result.stdout
 
 

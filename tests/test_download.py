@@ -4,6 +4,7 @@ no cached answer in place of a refusal. In process; `test_hub_loading.py` has th
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from huggingface_hub import errors
 import segzoo
 from segzoo.models.rows import PretrainedCfg
 from segzoo.zoo.download import hub as hub_room
+from segzoo.zoo.download import is_here
+from segzoo.zoo.download.cache import fetching_nothing
 from segzoo.zoo.download.hub import hub_file
 from segzoo.zoo.download.url import url_file
 
@@ -145,3 +148,25 @@ def test_a_branch_is_asked_and_a_commit_is_not(cache, monkeypatch, revision, ask
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: str(whole))
     assert hub_file("name", "org/name", ("model.safetensors",), revision, ROW) == whole
     assert len(requests) == asked
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_what_is_here_is_known_without_asking(server, cache, monkeypatch, revision):
+    """Of a URL, and of the Hub, a branch too; a file that is not whole counts as none, and stays."""
+    monkeypatch.setattr(hub_room.HubFile, "download", lambda *args, **kwargs: pytest.fail("asked"))
+    hub_row = PretrainedCfg(state="hub", hf_hub_id="org/name", hf_revision=revision, sha256=ROW.sha256)
+    whole = cache / "whole"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: whole.exists() and str(whole))
+    assert not is_here("name", hub_row, None)
+    whole.write_bytes(BODY[1:])
+    assert not is_here("name", hub_row, None) and whole.exists()
+    whole.write_bytes(BODY)
+    assert is_here("name", hub_row, None)
+
+    row = dataclasses.replace(ROW, url=server.add_file(f"here-{revision}/weights.safetensors", BODY))
+    with fetching_nothing(), pytest.raises(segzoo.SegzooError, match="not on this machine"):
+        url_file("name", row.url, row)
+    assert not is_here("name", row, None) and server.count("GET", f"here-{revision}") == 0
+    url_file("name", row.url, row)
+    assert is_here("name", row, None)
+    assert not is_here("name", PretrainedCfg(), None) and is_here("name", PretrainedCfg(state="bundled"), None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import certify, convert, data, demo, eval, explain, export, info, list, predict, publish, train, tune
+from . import app, certify, convert, data, demo, eval, explain, export, info, list, predict, publish, train, tune
 from .output import say_error
 
 VERBS = {
@@ -29,6 +29,7 @@ VERBS = {
     "certify": certify,
     "convert": convert,
     "publish": publish,
+    "app": app,
 }
 
 

@@ -192,7 +192,7 @@ class _Fit:
             raise SegzooError(f"{model.name or type(model).__name__} has no reduction sites; there is nothing to fit")
         self.presets = {name: resolve_plan(name, sites, model.reduction_presets) for name in model.reduction_presets}
         tried = entries_by_site(sites, model.reduction_presets, entries, queries)
-        self.passes = _passes(model, arrays, resize)
+        self.passes = passes_of(model, arrays, resize)
         self.groups = groups_of(sites, tried)
         self.base, self.macs = option_macs(model, self.groups, self.passes)
         groups, macs = only_what_saves(self.groups, self.macs)
@@ -357,7 +357,7 @@ def _calibrations(tables: _Tables) -> list[Plan]:
     return [tables.plan(choices[index]) for index in sorted(spread)]
 
 
-def _passes(model: SegmentationModel, arrays: Sequence[np.ndarray], resize: tuple[int, int] | None) -> Passes:
+def passes_of(model: SegmentationModel, arrays: Sequence[np.ndarray], resize: tuple[int, int] | None) -> Passes:
     """At which sizes, and how often, `predict` runs the model for these images."""
     row = score_maker(model).row
     protocol = protocol_of(row, resize=resize)

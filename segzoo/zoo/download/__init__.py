@@ -60,6 +60,23 @@ def row_file(name: str, row: PretrainedCfg, cfg: Any, *, force: bool = False) ->
     return WeightsFile(file, keep_mapped=True, origin=origin, again=again)
 
 
+def is_here(name: str, row: PretrainedCfg, cfg: Any) -> bool:
+    """Whether `row_file` gives the weights of a row without asking for anything over the network."""
+    from .cache import fetching_nothing
+
+    namespace = os.environ.get("SEGZOO_HUB_NAMESPACE", "")
+    if row.state == "bundled":
+        return True
+    if row.state == "unpublished" and not namespace:
+        return False
+    try:
+        with fetching_nothing():
+            _fetcher(namespace, name, row, cfg)(force=False)
+    except WeightsError:
+        return False
+    return True
+
+
 def _fetcher(namespace: str, name: str, row: PretrainedCfg, cfg: Any) -> Callable[..., Path]:
     """What gives the file of a row that does not come with the package; `force=True` downloads a cached one, too."""
     if row.state == "unpublished" or (row.state == "drive" and namespace):

@@ -36,6 +36,7 @@ NAMED_BY_HASH = re.compile("([0-9a-f]{64})(?:-|$)|([0-9a-f]{40})$")
 _log = logging.getLogger("segzoo")
 _Answer = TypeVar("_Answer")
 _of_call: ContextVar[Path | None] = ContextVar("the cache of this call", default=None)
+_may_fetch: ContextVar[bool] = ContextVar("whether what is not here may be fetched", default=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ def obtain(place: Place, *, force: bool = False) -> Path:
     path = None if force else place.cached()
     if path is not None and problem_of(path, wanted) is None:
         return path
+    if not may_fetch():
+        raise wanted.error("it is not on this machine", f"segzoo.create_model({wanted.name!r}, pretrained=True)")
     with _locked(wanted):
         path = None if force else place.cached()  # another process may have downloaded it meanwhile
         if path is not None:
@@ -123,6 +126,21 @@ def caching_in(folder: str | Path | None) -> Iterator[None]:
         yield
     finally:
         _of_call.reset(token)
+
+
+@contextlib.contextmanager
+def fetching_nothing() -> Iterator[None]:
+    """Inside, nothing is asked for over the network: what no cache holds whole is a WeightsError."""
+    token = _may_fetch.set(False)
+    try:
+        yield
+    finally:
+        _may_fetch.reset(token)
+
+
+def may_fetch() -> bool:
+    """False inside `fetching_nothing`."""
+    return _may_fetch.get()
 
 
 def folder_of_call() -> Path | None:

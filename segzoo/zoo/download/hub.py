@@ -15,7 +15,17 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from ..._errors import WeightsError, first_line
-from .cache import DISK_FULL, Wanted, check_room, disk_error, folder_of_call, obtain, offline_error, patiently
+from .cache import (
+    DISK_FULL,
+    Wanted,
+    check_room,
+    disk_error,
+    folder_of_call,
+    may_fetch,
+    obtain,
+    offline_error,
+    patiently,
+)
 
 if TYPE_CHECKING:
     from ...models.rows import PretrainedCfg
@@ -69,7 +79,7 @@ class HubFile:
     def cached(self) -> Path | None:
         # A commit never changes; what a branch stands for has to be asked, if asking is allowed.
         is_commit = re.fullmatch("[0-9a-f]{40}", self.revision) is not None
-        return self._probe() if is_commit or constants.HF_HUB_OFFLINE else None
+        return self._probe() if is_commit or constants.HF_HUB_OFFLINE or not may_fetch() else None
 
     def download(self, *, force: bool = False) -> Path:
         progress = _Progress()
