@@ -107,6 +107,7 @@ def segment_archive(
     with results.opened(settings):
         run = results.new_run()
         tasks, todo, skipped = _plan(itertools.chain([first], items), results, run, part_size)
+        results.begin(settings)
         try:
             if tasks:
                 done = _Progress(todo, on_images)

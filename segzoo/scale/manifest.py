@@ -81,39 +81,54 @@ class ResultFolder:
 
     @contextlib.contextmanager
     def opened(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Make or take the folder for these settings, keep others from it, and bring the manifest up to date.
+        """Take the folder, keep others from it, and bring the manifest up to date; of a new one nothing stays unless
+        `begin` is called.
 
         Raises:
             SegzooError: other settings, or files that are no archive's; another process works in it.
             SaveError: it cannot be written.
         """
-        from filelock import FileLock, Timeout  # comes with torch
+        from filelock import FileLock, Timeout  # a dependency of torch
 
         self.check(settings)
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             with FileLock(self.work / "lock", timeout=0):
                 self.check(settings)  # another may have taken it meanwhile
-                if not (self.folder / SETTINGS).exists():
-                    text = json.dumps(settings, indent=1) + "\n"
-                    self._put(SETTINGS, lambda partial: partial.write_text(text))
-                self.commit()
-                yield
+                if self.begun:
+                    self.commit()
+                else:  # one that was stopped before there was any work
+                    for run in self._runs(""):
+                        shutil.rmtree(run)
+                try:
+                    yield
+                finally:
+                    if not self.begun:
+                        self.remove_work()
+                        self.folder.rmdir()
         except Timeout:
             raise SegzooError(f"{self.folder}: another process is at work there; wait for it, or stop it") from None
         except OSError as error:
-            if isinstance(error, SegzooError):
-                raise
             reason = error.strerror or error
             raise SaveError(f"{self.folder} cannot be written ({reason}); choose another place") from error
 
+    @property
+    def begun(self) -> bool:
+        return (self.folder / SETTINGS).exists()
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """From now on the folder is an archive's, of these settings."""
+        if not self.begun:
+            text = json.dumps(settings, indent=1) + "\n"
+            self._put(SETTINGS, lambda partial: partial.write_text(text))
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises SegzooError if the folder holds anything but an archive of these settings, or its beginning."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise SegzooError(f"{self.folder} is a file; choose a folder")
         try:
             old = json.loads((self.folder / SETTINGS).read_text())
         except FileNotFoundError:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise SegzooError(f"{self.folder} is a file; choose a folder") from None
             if self.folder.is_dir() and any(name != WORK for name in os.listdir(self.folder)):
                 raise SegzooError(f"{self.folder} holds other files; choose a new folder") from None
             return
