@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -549,34 +548,24 @@ def test_workers_and_a_node_are_killed_on_a_cluster(cluster, model, tmp_path):
     """As many workers as the cluster has processors, too: nothing may wait for one that is never free."""
     nodes, node = cluster
     source = write_pictures(tmp_path / "in", IMAGES)
-    segmenter = BatchSegmenter(model=model, reduction="fast")
-    chance, killed, stop = random.Random(0), [], threading.Event()
+    chance, killed = random.Random(0), 0
     (second,) = (each for each in nodes.list_all_nodes() if each is not nodes.head_node)
-    share = IMAGES // 5
 
-    def harm() -> None:
-        """Workers, one a fifth of the work, and after two fifths a node."""
-        while not stop.wait(0.05):
-            done = sum(1 for _ in (tmp_path / "out").rglob("*.png"))
-            if done < share * (len(killed) + 1) or len(killed) == 4:
-                continue
-            victims = workers_below(psutil.Process())
-            if victims:
-                victim = chance.choice(victims)
-                victim.kill()
-                killed.append(victim.pid)
-            if len(killed) == 2:
-                nodes.remove_node(second)
-                nodes.add_node(**node)
+    def harm(done: int, total: int) -> None:
+        """A worker with every eighth of the images, and a node with the fourth eighth."""
+        nonlocal killed
+        if done < total * (killed + 1) / 8 or not (victims := workers_below(psutil.Process())):
+            return
+        chance.choice(victims).kill()
+        killed += 1
+        if killed == 4:
+            nodes.remove_node(second)
+            nodes.add_node(**node)
 
-    killer = threading.Thread(target=harm)
-    killer.start()
-    try:
-        report = segment_archive(segmenter, source, tmp_path / "out", workers=2, part_size=IMAGES // 50)
-    finally:
-        stop.set()
-        killer.join()
-    assert len(killed) >= 3, "nothing was proved"
+    segmenter = BatchSegmenter(model=model, reduction="fast")
+    part = max(1, IMAGES // 50)
+    report = segment_archive(segmenter, source, tmp_path / "out", workers=2, part_size=part, on_images=harm)
+    assert killed >= 5
     assert (report.images, report.failed, report.done) == (IMAGES, 0, IMAGES)
     check_masks(tmp_path / "out", source, model, IMAGES)
 
