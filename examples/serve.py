@@ -54,5 +54,5 @@ if __name__ == "__main__":
     parser.add_argument("--reduction")
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
-    server = litserve.LitServer(Masks(args.model, args.reduction), accelerator="auto", max_payload_size="30MB")
+    server = litserve.LitServer(Masks(args.model, args.reduction), accelerator="auto", max_payload_size=30 * 2**20)
     server.run(host="127.0.0.1", port=args.port, num_api_servers=1, generate_client_file=False, log_level="warning")

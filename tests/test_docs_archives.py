@@ -46,7 +46,7 @@ def test_commands_and_options_are_known():
 def photos(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
     """Name -> the mask of each picture of the folder; one more is none."""
     monkeypatch.chdir(tmp_path)
-    model = segzoo.create_model("edaformer_t.scenes")
+    model = segzoo.create_model("edaformer_t.scenes", pretrained=True)
     model.set_inference_reduction("fast")
     expected = {}
     Path("photos").mkdir()

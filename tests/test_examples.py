@@ -112,7 +112,7 @@ def test_clients_of_the_server_do_not_disturb_each_other(server):
         bodies[broken] = bodies[broken][:200] if broken == 8 else b"no picture"
     with ThreadPoolExecutor(len(bodies)) as clients:
         answers = list(clients.map(lambda body: ask(server, "POST", "/predict", body), bodies))
-    model = segzoo.create_model("edaformer_t.scenes")
+    model = segzoo.create_model("edaformer_t.scenes", pretrained=True)
     model.set_inference_reduction("fast")
     expected = [result.mask for result in segzoo.predict(model, pictures)]
     for i, (status, kind, content) in enumerate(answers):
@@ -120,9 +120,10 @@ def test_clients_of_the_server_do_not_disturb_each_other(server):
             assert (status, kind) == (422, "application/json")
             assert json.loads(content)["detail"].startswith("the body "), content
             continue
-        assert (status, kind) == (200, "image/png")
+        assert (status, kind) == (200, "image/png"), content
         mask_HW = np.asarray(Image.open(io.BytesIO(content)))
         alike = [(mask_HW == other_HW).mean() for other_HW in expected]
         assert alike[i] > 0.999  # several together are sums in another order
         assert max(alike[:i] + alike[i + 1 :]) < 0.99, "the pictures do not tell clients apart"
     assert ask(server, "POST", "/predict")[0] == 422
+    assert ask(server, "POST", "/predict", bytes(31 * 2**20))[0] == 413
