@@ -421,6 +421,7 @@ def test_refusals_are_one_sentence_and_leave_nothing(here, tmp_path, model, caps
     (tmp_path / "empty").mkdir()
     (tmp_path / "zero").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\0\1")
+    (tmp_path / "list").write_text("in/part0/00000.png\nout/masks/x.png\n")
     (tmp_path / "a.tar.gz").write_bytes(b"")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
@@ -444,6 +445,7 @@ def test_refusals_are_one_sentence_and_leave_nothing(here, tmp_path, model, caps
         ([str(source), "-o", str(tmp_path)], "masks could overwrite it"),
         ([str(source), "-o", str(tmp_path / "mine")], "holds other files"),
         ([str(source), "-o", str(tmp_path / "mine/notes.txt")], "is a file"),
+        ([str(tmp_path / "list"), "-o", str(tmp_path / "out")], "lies in the folder of results"),
         ([str(source), "-o", out, "--reduction", "bogus"], "bogus"),
         ([str(source), "-o", out, "--precision", "bf16"], "are of an engine"),
     ]:

@@ -38,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or name.tag (default: %(default)s)")
     parser.add_argument("--reduction", metavar="PLAN", help="preset, whole number, or JSON dict")
-    add_compiled(parser)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_compiled(parser, threads="1 a worker")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of the workers (default: %(default)s)"
+    )
     parser.add_argument(
         "--batch-size", type=positive, default=1, metavar="N", help="images of one size that run together (%(default)s)"
     )
@@ -73,17 +75,21 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         batch_size=args.batch_size,
     )
-    report = segment_archive(
-        segmenter,
-        args.input,
-        args.output,
-        format=args.format,
-        column=args.column,
-        workers=args.workers,
-        address=args.address,
-        part_size=args.part_size,
-        on_images=Steps(as_json=args.json, unit=" images"),
-    )
+    bar = Steps(as_json=args.json, unit=" images")
+    try:
+        report = segment_archive(
+            segmenter,
+            args.input,
+            args.output,
+            format=args.format,
+            column=args.column,
+            workers=args.workers,
+            address=args.address,
+            part_size=args.part_size,
+            on_images=bar,
+        )
+    finally:
+        bar.close()
     if args.json:
         print_json({**report._asdict(), "folder": str(report.folder)})
     else:

@@ -7,6 +7,7 @@ parts alone, so that neither it nor the process that leads holds a picture.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -102,7 +103,7 @@ def segment_archive(
     results = ResultFolder(folder)
     settings = {"source": os.path.abspath(source), "format": format, "column": column, **_asked(segmenter)}
     results.check(settings)
-    settings["classes"] = list(segmenter.classes)  # builds the model: what is wrong with it is said before any work
+    settings["classes"] = _classes(segmenter)
     start = time.monotonic()
     with results.opened(settings):
         run = results.new_run()
@@ -155,6 +156,15 @@ def _asked(segmenter: BatchSegmenter) -> dict[str, Any]:
         "precision": segmenter.precision,
         "masks": segmenter.masks,
     }
+
+
+def _classes(segmenter: BatchSegmenter) -> list[str]:
+    """Of the model, which is built here, too, so that what is wrong with it is said before any work; it may be that
+    workers alone have a GPU."""
+    if segmenter.device != "cpu":
+        segmenter = copy.copy(segmenter)
+        segmenter.device = "cpu"
+    return list(segmenter.classes)
 
 
 # --- the leading process ----------------------------------------------------------------------------------------------
@@ -221,7 +231,7 @@ class _Progress:
 
 
 def _local_workers(device: str) -> int:
-    return torch.cuda.device_count() if device.startswith("cuda") else len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() if device.startswith("cuda") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -333,8 +343,10 @@ def _actors(workers: int | None, device: str) -> tuple[int, float, float]:
 
     has = ray.cluster_resources()
     if device.startswith("cuda"):
-        count = workers or max(1, int(has.get("GPU", 0)))
-        return count, 0.5, min(1, has.get("GPU", 0) / count) or 1
+        if not (gpus := has.get("GPU", 0)):
+            raise SegzooError(f"device {device!r}: Ray finds no GPU; leave it out")
+        count = workers or max(1, int(gpus))
+        return count, 0.5, min(1, gpus / count)
     processors = has.get("CPU", 1)
     count = workers or max(1, int(processors) - 1)
     return count, 1 if count < processors else 0.9 * processors / count, 0
@@ -362,6 +374,7 @@ class _Worker:
 
     def __init__(self, segmenter: BatchSegmenter, root: str, run: Path, folder: Path, format: str):
         self.segmenter, self.root, self.run, self.folder, self.format = segmenter, root, run, folder, format
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tasks = [Task(*(int(batch[name][i]) for name in Task._fields)) for i in range(len(batch["part"]))]
