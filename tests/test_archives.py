@@ -32,7 +32,7 @@ import segzoo
 from segzoo.cli import main
 from segzoo.data import scenes
 from segzoo.scale import BatchSegmenter, archives, segment_archive
-from segzoo.scale.manifest import ResultFolder
+from segzoo.scale.manifest import ResultFolder, put_file
 from segzoo.scale.sources import find_items
 
 IMAGES = int(os.environ.get("SEGZOO_ARCHIVE_IMAGES", "300"))
@@ -198,11 +198,13 @@ def test_it_goes_on_with_what_is_new(here, segmenter, model, tmp_path):
 
 def test_images_of_one_stem_have_masks_of_their_own(here, segmenter, model, tmp_path):
     (tmp_path / "in").mkdir()
-    for number, name in enumerate(("a.bmp", "a.jpg.bmp", "a.jpg", "a.png")):
+    names = ["a.jpg.bmp", "a.bmp", "a.jpg", "a.png"]
+    for number, name in enumerate(names):
         Image.open(io.BytesIO(picture(number))).save(tmp_path / "in" / name)
-    segment_archive(segmenter, tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in/list").write_text("\n".join(names))
+    segment_archive(segmenter, tmp_path / "in/list", tmp_path / "out")
     rows = manifest(tmp_path / "out")
-    assert len(rows_files(rows)) == 4 and rows["a.bmp"]["mask"] == "masks/a.png"
+    assert [rows[name]["mask"] for name in names] == [f"masks/{name}.png" for name in ("a.jpg", "a", "a-2", "a.png")]
     for name, row in rows.items():
         expected_HW = predicted(model, (tmp_path / "in" / name).read_bytes())
         assert np.array_equal(read_mask(tmp_path / "out" / row["mask"]), expected_HW)
@@ -270,6 +272,22 @@ def test_stopped_at_any_step_the_result_is_the_same(here, segmenter, model, tmp_
             assert found.keys() == masks.keys()
             assert all(np.array_equal(read_mask(found[name]), mask) for name, mask in masks.items())
     assert stopped > 15 // stride
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    def half(partial: Path) -> None:
+        partial.write_text("ha")
+        raise Killed
+
+    place = tmp_path / "masks/a.png"
+    for before in (None, "whole"):
+        with pytest.raises(Killed):
+            put_file(tmp_path, place, half)
+        assert (place.read_text() if place.exists() else None) == before
+        put_file(tmp_path, place, lambda partial: partial.write_text("whole"))
+    with place.open() as reader:
+        put_file(tmp_path, place, lambda partial: partial.write_text("new"))
+        assert (reader.read(), place.read_text()) == ("whole", "new")  # who reads it meanwhile has one or the other
 
 
 def test_a_run_that_is_closed_takes_no_more(here, segmenter, tmp_path, monkeypatch):
@@ -368,7 +386,8 @@ def test_tar_shards(here, segmenter, model, tmp_path):
         assert np.array_equal(mask_HW, predicted(model, picture(number))), name
     assert rows["0.tar/../c.png"]["mask"] == "masks/0.tar/c.png"
     bad = rows.keys() - good.keys()
-    assert bad and all(name.startswith("1.tar") and rows[name]["error"] for name in bad)
+    assert bad == {"1.tar", "1.tar/d.png"}
+    assert "the shard ends within it" in rows["1.tar/d.png"]["error"] and "to its end" in rows["1.tar"]["error"]
 
 
 def test_parquet_shards(here, segmenter, model, tmp_path):

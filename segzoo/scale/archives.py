@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -202,13 +202,13 @@ def _plan(items: Iterable[Item], results: ResultFolder, run: Path, part_size: in
 
 
 def _free_place(item: Item, places: set[str]) -> str:
-    place = Path(MASKS) / item.place
-    names = itertools.chain(
-        (place.name, f"{Path(item.image).name}.png"), (f"{place.stem}-{n}.png" for n in itertools.count(2))
-    )
-    free = next(str(place.with_name(name)) for name in names if str(place.with_name(name)) not in places)
-    places.add(free)
-    return free
+    place = f"{MASKS}/{item.place}"
+    if place in places:
+        folder, stem = place.rpartition("/")[0], item.place.stem
+        names = itertools.chain([PurePosixPath(item.image).name], (f"{stem}-{n}" for n in itertools.count(2)))
+        place = next(free for name in names if (free := f"{folder}/{name}.png") not in places)
+    places.add(place)
+    return place
 
 
 def _cut(rows: Iterable[tuple[Item, str]], size: int) -> Iterator[list[tuple[Item, str]]]:
@@ -242,6 +242,7 @@ def _ray(address: str | None, workers: int) -> Iterator[None]:
     what else Ray Data starts.
     """
     import ray
+    from ray.exceptions import RayError
 
     with _quiet():
         ours = not ray.is_initialized()
@@ -249,7 +250,7 @@ def _ray(address: str | None, workers: int) -> Iterator[None]:
             try:
                 with _no_stderr():
                     _start_ray(address, workers)
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            except (RayError, RuntimeError, ValueError, OSError) as error:
                 where = f"the cluster at {address} cannot be reached" if address else "Ray cannot be started"
                 raise SegzooError(f"{where} ({first_line(error)})") from error
         try:
