@@ -61,7 +61,10 @@ def here(monkeypatch):
         doer = archives._Worker(*worker)
         for task in tasks:
             batch = {name: np.array([value]) for name, value in task._asdict().items()}
-            progress.add(int(doer(batch)["images"][0]))
+            (images,), (error,) = doer(batch).values()
+            if error:
+                raise segzoo.SegzooError(error)
+            progress.add(int(images))
 
     monkeypatch.setattr(archives, "_work", work)
     monkeypatch.setattr(archives, "_ray", lambda address, workers: contextlib.nullcontext())
@@ -472,6 +475,20 @@ def test_refusals_are_one_sentence_and_leave_nothing(here, tmp_path, model, caps
         said = capsys.readouterr()
         assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", said.err
         assert files_of(tmp_path) == before and not (tmp_path / "out").exists(), words
+
+
+@pytest.mark.slow
+def test_what_a_worker_cannot_write_is_one_sentence(segmenter, tmp_path, monkeypatch):
+    """Through Ray, on this machine."""
+    begin = ResultFolder.begin
+
+    def beginning(self, settings):
+        begin(self, settings)
+        (self.folder / "masks").write_text("in the way")
+
+    monkeypatch.setattr(ResultFolder, "begin", beginning)
+    with pytest.raises(segzoo.SegzooError, match=r"masks/part0/00000\.png cannot be written \(.*\); the same command"):
+        segment_archive(segmenter, write_pictures(tmp_path / "in", 1), tmp_path / "out", workers=1)
 
 
 def test_a_wrong_column_that_comes_late_leaves_nothing(here, tmp_path, segmenter):

@@ -333,9 +333,12 @@ def _work(worker: tuple[Any, ...], tasks: Sequence[Task], workers: int | None, p
     )
     try:
         for row in parts.iter_rows():
+            if row["error"]:
+                raise SegzooError(row["error"])
             progress.add(int(row["images"]))
     except RayError as error:
-        raise _own_error(error) from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise SegzooError(f"Ray gave up ({why}); the same command goes on where it stopped") from error
 
 
 def _actors(workers: int | None, device: str) -> tuple[int, float, float]:
@@ -351,16 +354,6 @@ def _actors(workers: int | None, device: str) -> tuple[int, float, float]:
     processors = has.get("CPU", 1)
     count = workers or max(1, int(processors) - 1)
     return count, 1 if count < processors else 0.9 * processors / count, 0
-
-
-def _own_error(error: BaseException) -> SegzooError:
-    """What a worker raised, if it is one of segzoo's, out of what Ray has wrapped it in."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, SegzooError):
-            return SegzooError(str(inner).strip().splitlines()[-1])
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return SegzooError(f"Ray gave up ({first_line(error)}); the same command goes on where it stopped")
 
 
 # --- a worker ---------------------------------------------------------------------------------------------------------
@@ -379,7 +372,10 @@ class _Worker:
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tasks = [Task(*(int(batch[name][i]) for name in Task._fields)) for i in range(len(batch["part"]))]
-        return {"images": np.array([self._do(task) for task in tasks])}
+        try:
+            return {"images": np.array([self._do(task) for task in tasks]), "error": np.array([""] * len(tasks))}
+        except SegzooError as error:  # as a value, because Ray wraps what is raised beyond recognition
+            return {"images": np.array([0]), "error": np.array([str(error)])}
 
     def _do(self, task: Task) -> int:
         """Returns the number of images."""
