@@ -10,6 +10,11 @@ from pathlib import Path
 
 from ._errors import SaveError, SegzooError
 
+# Of a folder, the files that are taken for images.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic")
+)
+
 
 def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
     """Write files that belong together, with the folders that they need: all of them, or none.

@@ -12,7 +12,23 @@ from collections.abc import Sequence
 
 from .._errors import SegzooError
 from .._version import __version__
-from . import app, certify, convert, data, demo, eval, explain, export, info, list, predict, publish, train, tune
+from . import (
+    app,
+    archive,
+    certify,
+    convert,
+    data,
+    demo,
+    eval,
+    explain,
+    export,
+    info,
+    list,
+    predict,
+    publish,
+    train,
+    tune,
+)
 from .output import say_error
 
 VERBS = {
@@ -20,6 +36,7 @@ VERBS = {
     "info": info,
     "predict": predict,
     "demo": demo,
+    "archive": archive,
     "eval": eval,
     "data": data,
     "train": train,

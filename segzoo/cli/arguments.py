@@ -47,14 +47,18 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-code", action="store_true", help="run a .pt2 file, which holds code")
 
 
-def add_compiled(parser: argparse.ArgumentParser) -> None:
-    """The engine that is made of a model; `loading.model_for_engine` checks it."""
+def add_compiled(parser: argparse.ArgumentParser, threads: str = "all cores") -> None:
+    """The engine that is made of a model; `loading.model_for_engine` checks it.
+
+    Args:
+        threads: how many there are by default, as the help says it.
+    """
     parser.add_argument(
         "--engine", metavar="NAME", help="openvino, onnxruntime, inductor or eager (default: the model)"
     )
     parser.add_argument("--precision", choices=("f32", "bf16"), help="of the engine (default: f32)")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="of onnxruntime and openvino (default: all cores)"
+        "--threads", type=positive, metavar="N", help=f"of onnxruntime and openvino (default: {threads})"
     )
 
 

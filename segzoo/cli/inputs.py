@@ -11,11 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from .._errors import SegzooError
-
-# Of a folder, the files that are taken for images.
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic")
-)
+from .._files import IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +90,7 @@ def _in_folder(folder: str, recursive: bool, output: Path) -> Iterator[Input]:
         folders[:] = wanted if recursive else []
         below = PurePath(os.path.relpath(parent, folder))
         for name in sorted(files):
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
                 continue
             empty = False
             yield Input(os.path.join(parent, name), below / PurePath(name).stem)
