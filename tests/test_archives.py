@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -606,6 +607,23 @@ def test_workers_and_a_node_are_killed_on_a_cluster(cluster, model, tmp_path):
     assert killed >= 5
     assert (report.images, report.failed, report.done) == (IMAGES, 0, IMAGES)
     check_masks(tmp_path / "out", source, model, IMAGES)
+
+    few = write_pictures(tmp_path / "few", 6)  # another process finds the cluster by its address
+    words = ["archive", str(few), "-o", "by_address", "--model", model, "--reduction", "fast", "--workers", "1"]
+    process = run_segzoo(tmp_path, *words, "--address", nodes.address)
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    check_masks(tmp_path / "by_address", few, model, 6)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there(segmenter, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    source = write_pictures(tmp_path / "in", 1)
+    with pytest.raises(segzoo.SegzooError, match=f"cluster at 127.0.0.1:{port} cannot be reached .nothing answers"):
+        segment_archive(segmenter, source, tmp_path / "out", address=f"127.0.0.1:{port}")
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def run_segzoo(tmp_path: Path, *words: str) -> subprocess.Popen[str]:

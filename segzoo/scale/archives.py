@@ -13,6 +13,8 @@ import itertools
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -264,6 +266,7 @@ def _start_ray(address: str | None, workers: int) -> None:
     import ray
 
     if address is not None:
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         return
     ray.init(
@@ -274,6 +277,15 @@ def _start_ray(address: str | None, workers: int) -> None:
         log_to_driver=False,
         logging_level=logging.CRITICAL,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """ConnectionError where no cluster answers at HOST:PORT within a minute; Ray itself asks on for many."""
+    if address == "auto" or "://" in address:
+        return
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    if subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True).returncode:
+        raise ConnectionError("nothing answers there")
 
 
 @contextlib.contextmanager
