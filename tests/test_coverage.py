@@ -66,7 +66,12 @@ def test_a_cost_is_what_the_command_says(command, capsys):
     assert draw_coverage.count(row) == pytest.approx(row.gmacs, abs=6e-4)
 
 
-RUNS = {item.item: commands_of(item)[: len(item.runs)] for item in ITEMS if item.runs}
+RUNS = {
+    f"{paper.name}, {item.item}": commands_of(item)[: len(item.runs)]
+    for paper in PAPERS
+    for item in paper.items
+    if item.runs
+}
 
 
 @pytest.mark.slow
