@@ -100,6 +100,7 @@ def test_bad_images_are_rows_and_stop_nothing(segment, images, masks):
     assert segment({"image": []})["areas"].shape == (0, 13)
 
 
+@pytest.mark.slow
 def test_it_is_plain_data_that_builds_its_model_where_it_is_called(segment, images, masks):
     segment({"image": images[:1]})
     data = pickle.dumps(segment)

@@ -88,6 +88,7 @@ def test_scenes_have_truth():
     assert truth.dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_the_command_line(capsys):
     arguments = ["certify", "edaformer_t.scenes", "--data", "scenes", "--limit", "1", "--engine", "eager"]
     assert main([*arguments, "--precision", "bf16", "--reduction", "fast", "--json"]) == 0

@@ -19,7 +19,7 @@ def info(capsys):
     return info
 
 
-@pytest.mark.parametrize("name", ["edaformer_t", "edaformer_t.ade20k", "rtformer_slim", "segformerpp_b5_hq"])
+@pytest.mark.parametrize("name", ["edaformer_t", "edaformer_t.ade20k", "rtformer_slim", "segformerpp_b2_hq"])
 def test_classes_and_parameters_are_those_of_the_weights(info, name):
     """Counted on a model that is really built with these classes."""
     said = json.loads(info(name, "--size", "64", "64", "--json"))
@@ -58,6 +58,7 @@ def test_the_row_that_was_asked_for(info):
     assert "default" not in text
 
 
+@pytest.mark.slow
 def test_figures_with_protocol_reduction_and_doubt(info):
     text = info("segformerpp_b5_fast", "--size", "64", "64")
     assert "trained on cityscapes" in text

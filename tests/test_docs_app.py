@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from segzoo.app import bench
 from segzoo.cli import build_parser
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "app.md").read_text()
 
 
+@pytest.mark.slow
 def test_python_block_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
     exec(compile(block, "docs/app.md", "exec"), {})

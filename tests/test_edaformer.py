@@ -12,7 +12,7 @@ CASES = [
     ("eft_t_encoder", "eft_t"),
     ("eft_b_encoder", "eft_b"),
     ("edaformer_t_ade", "edaformer_t"),
-    ("edaformer_b_ade", "edaformer_b"),
+    pytest.param("edaformer_b_ade", "edaformer_b", marks=pytest.mark.slow),
 ]
 
 

@@ -53,6 +53,7 @@ def metadata_of(path: Path) -> dict:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_bundle_says(bundle):
     import onnx
 
@@ -109,6 +110,7 @@ def test_the_command_line_runs_the_file(bundle, tmp_path, capsys):
 # --- the documented script --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_script_needs_no_segzoo(masks, tmp_path):
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "onnxruntime" in block

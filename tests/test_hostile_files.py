@@ -333,6 +333,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
 def test_bombs_are_refused_in_bounded_memory_and_time(tmp_path):
     paths = [tmp_path / name for name in BOMBS]

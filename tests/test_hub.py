@@ -110,6 +110,7 @@ def from_archive(hub_home):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_archive_works_after_it_has_left_the_path(hub_home, from_archive):
     assert from_archive["names"] == sorted(segzoo.list_models(["*", "test_*"]))
     assert "4,929,914 parameters" in from_archive["help"]

@@ -528,6 +528,7 @@ def test_branch_moves_on_and_is_cached(hub, client, body, expected):
         assert "cached copy is used" in " ".join(result["log"])
 
 
+@pytest.mark.slow
 def test_offline_and_without_network(hub, tmp_path, body, expected):
     overlay = serve(hub, NAME, body)
     job = {"pretrained": True, "pretrained_cfg_overlay": overlay}
@@ -683,6 +684,7 @@ def test_a_small_file_of_the_hub_that_was_damaged_is_replaced(hub, client, cache
     assert hub.count("GET") == 1
 
 
+@pytest.mark.slow
 def test_a_read_only_cache_serves_what_it_has(hub, tmp_path, body, expected, saved):
     folder, model = saved
     hub.add("org/mounted", {file.name: file for file in folder.iterdir()})  # a branch: the Hub is asked
@@ -734,6 +736,7 @@ def test_a_server_that_counts_wrongly(hub, client, body, expected):
     assert result.get("digests") == [expected], result
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_a_file(hub, tmp_path, body):
     (tmp_path / "file").touch()
     overlay = {"hf_hub_id": "org/nowhere", "hf_revision": hub.add("org/nowhere", {FILE: body})}

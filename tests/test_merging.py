@@ -364,6 +364,7 @@ for grid, chans, options in {calls}:
 """
 
 
+@pytest.mark.slow
 def test_matching_of_the_largest_images_fits_in_64_mib():
     """SegFormer-B5 at 3840x2160: every matching of the presets hq and fast, and queries of the second stage."""
     keys_values, queries = [(67, 120), (67, 120)], {1: (270, 480), 2: (135, 240), 3: (68, 120)}

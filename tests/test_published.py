@@ -202,6 +202,7 @@ def cost_rows() -> list:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cost"), cost_rows())
 def test_published_costs_hold_or_say_why(name, cost):
     options = {} if cost.num_classes is None else {"num_classes": cost.num_classes}

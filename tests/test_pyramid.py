@@ -47,6 +47,7 @@ class Features(nn.Module):
         return self.model.forward_features(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_it_survives_compilers(name):
     model = Features(segzoo.create_model(name).eval()).eval()

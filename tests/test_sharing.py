@@ -651,6 +651,7 @@ def python(hub: HubStandIn, tmp_path: Path, code: str, **env: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_push_and_pull(hub, tmp_path):
     python(
         hub,

@@ -216,6 +216,7 @@ def test_a_plan_for_a_share_of_changed_pixels(model, images):
     assert segzoo.fit_reduction(model, images[:1], max_change=0, **TRIED).measured_change == 0
 
 
+@pytest.mark.slow
 def test_budgets_that_are_measured(model, images):
     (image, *_) = images
     least = segzoo.fit_reduction(model, image, latency_ms=1e6, **TRIED)

@@ -53,6 +53,7 @@ def test_a_model_of_four_channels():
         model(torch.zeros(1, 3, 64, 64))
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_sizes():
     """The refusal adds no guard on the sizes of an image."""
     model = segzoo.create_model("test_eft").eval()
