@@ -273,6 +273,16 @@ def test_a_file_that_was_not_uploaded_is_left_alone(tmp_path, monkeypatch):
     assert other.exists()
 
 
+def test_an_address_in_place_of_a_picture_is_not_fetched(tmp_path):
+    import gradio
+    from gradio import processing_utils
+
+    image = gradio.Image()
+    with page.fetching_nothing(), pytest.raises(ValueError, match="fetches nothing, and so not http://127.0.0.1:9/a"):
+        asyncio.run(image.async_move_resource_to_block_cache("http://127.0.0.1:9/a.png"))
+    assert "refuse" not in processing_utils.async_ssrf_protected_download.__qualname__
+
+
 def test_a_picture_as_text_needs_no_file():
     text = f"data:image/png;base64,{base64.b64encode(b'data').decode()}"
     assert page.received(SimpleNamespace(path=None, url=text, orig_name="x.png")) == Picture("x.png", b"data")

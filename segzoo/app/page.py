@@ -97,8 +97,9 @@ def serve(bench: Bench, *, host: str, port: int, on_ready: Callable[[str], objec
                 f"machine ({first_line(error)}); choose others with --host and --port"
             ) from None
         try:
-            on_ready(address)
-            _wait()
+            with fetching_nothing():
+                on_ready(address)
+                _wait()
         finally:
             page.close(verbose=False)
 
@@ -125,6 +126,22 @@ def _environment(folder: str, host: str) -> Iterator[None]:
             del os.environ[name]
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def fetching_nothing() -> Iterator[None]:
+    """Gradio would fetch a picture from the address that a hand-made request has in its place; here it does not."""
+    from gradio import processing_utils
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise ValueError(f"the page fetches nothing, and so not {url}")
+
+    before = processing_utils.async_ssrf_protected_download
+    processing_utils.async_ssrf_protected_download = refuse
+    try:
+        yield
+    finally:
+        processing_utils.async_ssrf_protected_download = before
 
 
 def _wait() -> None:
