@@ -611,7 +611,8 @@ def test_workers_and_a_node_are_killed_on_a_cluster(cluster, model, tmp_path):
     few = write_pictures(tmp_path / "few", 6)  # another process finds the cluster by its address
     words = ["archive", str(few), "-o", "by_address", "--model", model, "--reduction", "fast", "--workers", "1"]
     process = run_segzoo(tmp_path, *words, "--address", nodes.address)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     check_masks(tmp_path / "by_address", few, model, 6)
 
 
