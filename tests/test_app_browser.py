@@ -255,6 +255,7 @@ def test_a_camera(visit, server):
     visit.refused("Choose a picture")
     visit.tab.get_by_label("Capture from camera").click()
     visit.tab.get_by_text("Click to Access Webcam").click()
+    visit.tab.wait_for_function("() => (document.querySelector('#picture video') || {}).readyState >= 2")  # it sees
     visit.tab.get_by_label("capture photo").click()
     visit.answered("optimal", about="segzoo.predict(model, '")
     assert server.files() == []
