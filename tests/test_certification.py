@@ -11,6 +11,7 @@ from test_engines import PHOTO, tiny
 
 import segzoo
 from segzoo.cli import main
+from segzoo.engines import engine
 from segzoo.training import certification
 from segzoo.training.certification import certify, scene_pairs
 
@@ -69,7 +70,7 @@ def row_of(model):
 
 
 def test_what_is_left_out_is_named(monkeypatch):
-    monkeypatch.setattr(certification, "PACKAGES", {"openvino": ("no_such_package",), "onnxruntime": ("another",)})
+    monkeypatch.setattr(engine, "PACKAGES", {"openvino": ("no_such_package",), "onnxruntime": ("another",)})
     left_out: list[str] = []
     cases = certification._cases(tiny("test_segformer"), None, ["f32"], ["fast"], left_out)
     assert {engine for engine, _, _ in cases} == {"eager", "inductor"}

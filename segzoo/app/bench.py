@@ -8,7 +8,6 @@ other's reductions.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import statistics
 import time
@@ -21,6 +20,7 @@ from .._errors import ImageError, SegzooError
 from ..costing import cost
 from ..data import scenes
 from ..engines import compile
+from ..engines.engine import missing_packages
 from ..engines.runners import BySize
 from ..layers.reduction import Pool
 from ..models.rows import PretrainedCfg
@@ -43,12 +43,7 @@ COSTS_KEPT = 1000  # numbers
 ROUNDS = (2, 6)  # of the timing, at least and at most
 SECONDS = 2.0  # after which no round is begun beyond the least
 SCENES = (2_000_001, 2_000_002, 2_000_003)  # seeds, those of `segzoo demo`
-# Engine -> the packages that it needs.
-ENGINES: Mapping[str, Sequence[str]] = {
-    "torch": (),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnx", "onnxruntime", "onnxscript"),
-}
+ENGINES = ("torch", "openvino", "onnxruntime")  # that are offered, where they are installed
 
 Reduction = str | Mapping[str, int] | None  # a preset, a factor a site, or none
 
@@ -102,7 +97,7 @@ class Answer:
 
 
 def installed_engines() -> list[str]:
-    return [name for name, packages in ENGINES.items() if all(map(importlib.util.find_spec, packages))]
+    return [name for name in ENGINES if not missing_packages(name)]
 
 
 def scene(seed: int) -> Picture:

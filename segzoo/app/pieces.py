@@ -13,10 +13,10 @@ from PIL import Image
 from ..labels import LabelSet, load_labels
 from ..models.rows import PretrainedCfg
 from ..results import SHOWN_PIXELS, Segmentation
-from ..visualize import changed_pixels
+from ..visualize import CHANGES, changed_pixels
 from .bench import Answer, Reduction
 
-CHANGED_COLOUR = "#d53c00"  # that of `visualize.changed_pixels`
+CHANGED = 0  # what `visualize.changed_pixels` takes a changed pixel for, where what was before counts as true
 
 
 def overlay(result: Segmentation) -> Image.Image:
@@ -97,7 +97,7 @@ def legend(result: Segmentation) -> str:
 def changes_legend(answer: Answer) -> str:
     total = answer.reduced.result.mask.size
     return (
-        f'<div class="sz-legend"><span class="sz-chip"><i class="sz-swatch" style="background:{CHANGED_COLOUR}"></i>'
+        f'<div class="sz-legend"><span class="sz-chip">{swatch(CHANGES, CHANGED)}'
         f"another class than without reduction: {answer.changed_pixels:,} of {total:,} pixels "
         f"({percent(answer.changed)})</span></div>"
     )

@@ -6,6 +6,7 @@ A runner takes normalised images and gives the tensors of the head's output; the
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,18 @@ from ..plans import Plan, current_plan
 ENGINES = ("eager", "inductor", "onnxruntime", "openvino")
 PRECISIONS = ("f32", "bf16")
 
+# What an engine needs beside torch.
+PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+
 # Precisions that an engine has not, with the reason.
 UNSUPPORTED = {("onnxruntime", "bf16"): "onnxruntime computes no bfloat16 on the processor; use engine='openvino'"}
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def missing_packages(engine: str) -> list[str]:
+    """What the engine needs and is not installed; nothing of it is imported."""
+    return [name for name in PACKAGES.get(engine, ()) if importlib.util.find_spec(name) is None]
 
 
 def check_engine(engine: str, precision: str, threads: int | None) -> None:

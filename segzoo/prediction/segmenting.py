@@ -6,7 +6,7 @@ Shape suffixes: B batch, K classes, C channels, H, W rows and columns of an imag
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast, overload
 
 import numpy as np
@@ -140,7 +140,7 @@ def _segmentation(
     """The result of an image from what the upscaler makes full-size scores of."""
     size = (image_HWC.shape[0], image_HWC.shape[1])
     mask_HW = class_map(upscaler, head_output, size)[0].cpu().numpy()
-    kept = _on_cpu(head_output)
+    kept = _each_tensor(head_output, _on_cpu)
     return Segmentation(
         mask=mask_HW if mask_HW.dtype == np.uint8 else mask_HW.astype(np.uint16),
         label_set=maker.label_set,
@@ -189,24 +189,20 @@ def _segment_batch(
         x_BCHW = torch.cat([view.x for _, image in images for view in views(maker, image, size, protocol)])
         head_output = maker.head_output(x_BCHW)
         for place, (i, image_HWC) in enumerate(images):
-            own = _row_of_batch(head_output, place)
+            own = _each_tensor(head_output, lambda tensor, place=place: tensor[place : place + 1].clone())
             outcomes[i] = _segmentation(maker, sources[i], image_HWC, maker.upscaler, own)
     return [outcomes[i] for i in range(len(sources))]
 
 
-def _row_of_batch(head_output: Any, place: int) -> Any:
-    """What belongs to one image of a batch; its tensors keep their batch axis and nothing of the others."""
+def _each_tensor(head_output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor changed, or a named tuple with all tensors in it changed; a batch's axis stays the first."""
     if isinstance(head_output, Tensor):
-        return head_output[place : place + 1].clone()
+        return change(head_output)
     if isinstance(head_output, tuple) and hasattr(head_output, "_fields"):
-        return type(head_output)(*(_row_of_batch(item, place) for item in head_output))
+        return type(head_output)(*(_each_tensor(item, change) for item in head_output))
     return head_output
 
 
-def _on_cpu(head_output: Any) -> Any:
-    """A tensor, or a tuple with tensors, on the CPU and in a precision that its kernels have."""
-    if isinstance(head_output, Tensor):
-        return head_output.to("cpu", torch.float32) if head_output.dtype.itemsize < 4 else head_output.cpu()
-    if isinstance(head_output, tuple) and hasattr(head_output, "_fields"):
-        return type(head_output)(*map(_on_cpu, head_output))
-    return head_output
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """In a precision that the CPU's kernels have."""
+    return tensor.to("cpu", torch.float32) if tensor.dtype.itemsize < 4 else tensor.cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,10 +132,16 @@ class BatchSegmenter:
         return self._maker
 
 
-def _image_column(batch: Mapping[str, Sequence[Any]]) -> str:
-    found = [name for name in COLUMNS if name in batch]
+def image_columns(names: Iterable[str]) -> list[str]:
+    """Those of a table's columns that hold images; a path beside one of them only says where the image is from."""
+    found = [name for name in COLUMNS if name in names]
     if "path" in found and len(found) == 2:
-        found.remove("path")  # it says where the image is from
+        found.remove("path")
+    return found
+
+
+def _image_column(batch: Mapping[str, Sequence[Any]]) -> str:
+    found = image_columns(batch)
     if len(found) != 1:
         raise SegzooError(f"a batch needs one column of images: image, bytes or path; this one has {', '.join(batch)}")
     return found[0]

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from .._errors import ImageError, SegzooError, first_line
 from .._files import IMAGE_SUFFIXES
 from ..preprocess import is_url
-from .batches import COLUMNS
+from .batches import COLUMNS, image_columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -228,9 +228,7 @@ def _image_column(schema: pyarrow.Schema, path: str, column: str | None) -> str:
         is_text = kinds.is_string(kind) or kinds.is_large_string(kind)
         return is_text or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)
 
-    names = [column] if column is not None else [name for name in COLUMNS if name in schema.names]
-    if "path" in names and len(names) == 2:
-        names.remove("path")  # it says where the image is from
+    names = [column] if column is not None else image_columns(schema.names)
     have = ", ".join(schema.names) or "none"
     if len(names) != 1 or names[0] not in schema.names:
         wanted = f"column {column}" if column is not None else f"one column of images ({', '.join(COLUMNS)})"

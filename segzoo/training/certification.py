@@ -8,7 +8,6 @@ its threads and what else it was doing.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import statistics
 import time
@@ -25,7 +24,7 @@ from ..data import scenes
 from ..data.segmentation import FIRST_HELD_OUT_SEED
 from ..engines import ENGINES, PRECISIONS, Engine, compile
 from ..engines.compiling import make_runner, segmenter_of
-from ..engines.engine import UNSUPPORTED
+from ..engines.engine import PACKAGES, UNSUPPORTED, missing_packages
 from ..engines.forms import StageForm
 from ..models.base import Model
 from ..models.segmenter import SegmentationModel
@@ -35,7 +34,6 @@ from ..preprocess import ImageSource, load_image, model_size, to_input
 from ..twins import eval_twin
 from .metrics import ConfusionMatrix
 
-PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
 ROUNDS = 3  # of times, after one that is not counted
 
 Pair = tuple[ImageSource, np.ndarray | None]  # an image, and its labels (H, W) where they are known
@@ -160,7 +158,7 @@ def _cases(
     plans = reductions if reductions is not None else [name for name, plan in model.reduction_presets.items() if plan]
     cases: list[Case] = []
     for engine in engines or ENGINES:
-        missing = _missing_packages(engine)
+        missing = missing_packages(engine)
         if engines is None and missing:
             left_out.append(f"{engine}: {', '.join(missing)} not installed")
             continue
@@ -170,10 +168,6 @@ def _cases(
             else:
                 cases += [(engine, precision, plan) for plan in ("none", *plans)]
     return cases
-
-
-def _missing_packages(engine: str) -> list[str]:
-    return [name for name in PACKAGES.get(engine, ()) if importlib.util.find_spec(name) is None]
 
 
 class _Measure:
